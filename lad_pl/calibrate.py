@@ -1,0 +1,151 @@
+"""The `fit` pass: from the evidence of 5 N calibration prompts to a :class:`~lad_pl.types.Calibration`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lad_pl.errors import UserError
+from lad_pl.readouts import EPS, centred_log_attention, head_score
+from lad_pl.types import Calibration, Evidence
+
+LABEL_FREE_ROUNDS = 3
+
+
+def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, groups: Tensor) -> Calibration:
+    """Reduce the calibration passes to what the readouts need.
+
+    Args:
+        evidence: of P passes: log-probabilities (P, N) and attention mass (P, L, H, N).
+        targets: (P,) position of the right image.
+        permutations: (P, N) original index of the image at each position.
+        groups: (P,) which sample a pass belongs to.
+
+    Raises:
+        UserError: some position never holds the right image, or the evidence is not finite.
+    """
+    evidence = evidence.cpu()
+    targets, permutations, groups = targets.cpu(), permutations.cpu(), groups.cpu()
+    _check(evidence, targets)
+    log_attention_mean = evidence.attention.clamp_min(EPS).log().mean(0)
+    x = centred_log_attention(evidence.attention, log_attention_mean)
+    return Calibration(
+        log_p_obs_geometric=_by_target(evidence.log_probs, targets),
+        log_p_obs_arithmetic=_by_target(evidence.log_probs.exp(), targets).clamp_min(EPS).log(),
+        attention_prior=evidence.attention.mean((0, 2)),
+        log_pride_prior=_pride_prior(evidence.log_probs, groups).log(),
+        log_attention_mean=log_attention_mean,
+        head_information=information(x, targets),
+        head_information_label_free=_label_free(evidence.attention, log_attention_mean, x, permutations, groups),
+        num_samples=len(groups.unique()),
+    )
+
+
+def information(x: Tensor, targets: Tensor) -> Tensor:
+    """g, (L, H), in nats: log N plus the mean log-probability of the target under softmax of ``x`` (P, L, H, N).
+
+    0 is what a head that ignores the images gets; log N is the most there is. Negative values count as 0.
+    """
+    log_p = x.log_softmax(-1)
+    of_target = log_p.gather(-1, targets.view(-1, 1, 1, 1).expand(*log_p.shape[:3], 1)).squeeze(-1)
+    return (torch.tensor(float(x.shape[-1]), dtype=x.dtype).log() + of_target.mean(0)).clamp_min(0)
+
+
+def _label_free(
+    attention: Tensor, log_attention_mean: Tensor, x: Tensor, permutations: Tensor, groups: Tensor
+) -> Tensor:
+    """Information per head (L, H) with each sample's target inferred by vote of its own shifts."""
+    weights = torch.zeros(attention.shape[1:3], dtype=attention.dtype)  # no head known yet: all count the same
+    for _ in range(LABEL_FREE_ROUNDS):
+        scores = head_score(attention, log_attention_mean, weights)
+        by_image = torch.zeros_like(scores).scatter(1, permutations, scores)
+        guessed = torch.zeros(len(scores), dtype=torch.long)
+        for group in groups.unique():
+            members = groups == group
+            image = by_image[members].mean(0).argmax()
+            guessed[members] = (permutations[members] == image).long().argmax(1)
+        weights = information(x, guessed)
+    return weights
+
+
+def _by_target(values: Tensor, targets: Tensor) -> Tensor:
+    """(N, N): row i is the mean of ``values`` (P, N) over the passes with the truth at position i."""
+    return torch.stack([values[targets == position].mean(0) for position in range(values.shape[1])])
+
+
+def _pride_prior(log_probs: Tensor, groups: Tensor) -> Tensor:
+    """(N,): mean over samples of the softmax of the mean log-probability over the sample's shifts."""
+    return torch.stack([log_probs[groups == group].mean(0).softmax(-1) for group in groups.unique()]).mean(0)
+
+
+def _check(evidence: Evidence, targets: Tensor) -> None:
+    if not (evidence.log_probs.isfinite().all() and evidence.attention.isfinite().all()):
+        raise UserError("The calibration passes yield values that are not finite; try vlm.dtype float32 or bfloat16.")
+    missing = set(range(evidence.log_probs.shape[1])) - set(targets.tolist())
+    if missing:
+        raise UserError(
+            f"No calibration pass has the right image at position {min(missing)}; every calibration sample needs an "
+            "index and all of its cyclic shifts."
+        )
+
+
+class CalibrationPasses(Metric):
+    """Gathers the evidence of the calibration passes, across processes, and calibrates.
+
+    The passes themselves are kept, not only their sums: they are few (5 N), head information needs a second look at
+    them, and put into the samples' order they give the same calibration on any number of processes, to the last bit.
+    """
+
+    full_state_update = False
+    log_probs: list[Tensor]
+    attention: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("log_probs", "attention", "labels"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, evidence: Evidence, targets: Tensor, permutations: Tensor, groups: Tensor) -> None:
+        """Take in the passes of one batch; shapes as in :func:`calibrate`."""
+        self.log_probs.append(evidence.log_probs)
+        self.attention.append(evidence.attention)
+        self.labels.append(torch.cat([groups[:, None], targets[:, None], permutations], 1))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The passes of all processes in the samples' order, under :func:`calibrate`'s names.
+
+        Raises:
+            UserError: there was no pass.
+        """
+        log_probs, attention, labels = (_joined(state) for state in (self.log_probs, self.attention, self.labels))
+        order = _row_order(labels)
+        labels = labels[order]
+        return {
+            "log_probs": log_probs[order],
+            "attention": attention[order],
+            "targets": labels[:, 1],
+            "permutations": labels[:, 2:],
+            "groups": labels[:, 0],
+        }
+
+    def calibration(self) -> Calibration:
+        """Calibrate on the passes of all processes."""
+        passes = dict(self.compute())
+        return calibrate(Evidence(passes.pop("log_probs"), passes.pop("attention")), **passes)
+
+
+def _joined(state: list[Tensor] | Tensor) -> Tensor:
+    if isinstance(state, Tensor):
+        return state
+    if not state:
+        raise UserError("No calibration sample was seen; raise data.num_calibration above 0.")
+    return torch.cat(state)
+
+
+def _row_order(rows: Tensor) -> Tensor:
+    """Indices that sort the rows of an integer matrix lexicographically."""
+    return torch.tensor(sorted(range(len(rows)), key=rows.tolist().__getitem__), device=rows.device)

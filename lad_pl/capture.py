@@ -1,0 +1,181 @@
+"""Attention mass per image from the last prompt token, under any attention backend.
+
+A fast backend (sdpa, flash attention) never writes the attention map down. While a capture is open, the backend's
+function is wrapped: for the watched layers it returns, beside its own fast output, the last query's softmax row. A
+forward hook on each watched layer takes that row (or, under eager, the last row of the full map) and keeps only its
+sums over the image spans: B x L x H x N numbers, never a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lad_pl.errors import UserError
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+class AttentionMass:
+    """What a capture has seen so far."""
+
+    def __init__(self, layers: Sequence[int], spans: Tensor) -> None:
+        self.layers = tuple(layers)
+        self._spans = spans
+        self._by_layer: dict[int, Tensor] = {}
+
+    def add(self, layer: int, weights: Tensor | None) -> None:
+        """Keep one layer's sums.
+
+        Args:
+            layer: index of the decoder layer.
+            weights: (B, H, Q, S) attention of the last Q >= 1 queries, or None if the backend gave nothing.
+        """
+        if weights is not None:
+            self._by_layer[layer] = torch.einsum("bhs,bsn->bhn", weights[:, :, -1].float(), self._spans)
+
+    def stacked(self) -> Tensor:
+        """(B, L, H, N) attention mass, layers in the order asked for.
+
+        Raises:
+            UserError: a layer has yielded nothing.
+        """
+        silent = [layer for layer in self.layers if layer not in self._by_layer]
+        if silent:
+            raise UserError(
+                f"Layer {silent[0]} yielded no attention; use another attention backend "
+                "(vlm.attn_implementation: sdpa, flash_attention_2 or eager) or other layers."
+            )
+        device = self._by_layer[self.layers[0]].device  # a model spread over devices answers from several
+        return torch.stack([self._by_layer[layer].to(device) for layer in self.layers], 1)
+
+
+@contextmanager
+def capture(
+    attention_modules: Sequence[nn.Module],
+    layers: Sequence[int],
+    position_of_token: Tensor,
+    num_candidates: int,
+    backend: str,
+) -> Iterator[AttentionMass]:
+    """Collect attention mass from the forward passes inside the ``with`` block.
+
+    Args:
+        attention_modules: the decoder's attention modules, one per layer.
+        layers: indices of the layers to watch.
+        position_of_token: (B, S) position of the image that each prompt token belongs to, or -1.
+        num_candidates: N.
+        backend: the name of the model's attention implementation.
+
+    Raises:
+        UserError: a layer lies beyond the model.
+    """
+    check_layers(layers, len(attention_modules))
+    spans = (position_of_token[:, :, None] == torch.arange(num_candidates, device=position_of_token.device)).float()
+    mass = AttentionMass(layers, spans)
+    watched = {attention_modules[layer]: layer for layer in layers}
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        mass.add(watched[module], weights)
+
+    with ExitStack() as stack:
+        for module in watched:
+            stack.callback(module.register_forward_hook(keep).remove)
+        if backend != "eager":
+            stack.enter_context(_last_rows(backend, set(watched)))
+        yield mass
+
+
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """Raise a UserError if there is no layer, one twice, or one beyond a decoder of ``depth`` layers."""
+    beyond = [layer for layer in layers if not 0 <= layer < depth]
+    if beyond:
+        raise UserError(f"model.layers names layer {beyond[0]}, but the model has layers 0 to {depth - 1}.")
+    if not layers or len(set(layers)) < len(layers):
+        raise UserError("model.layers must name at least one layer, and each once.")
+
+
+@contextmanager
+def _last_rows(backend: str, watched: set[nn.Module]) -> Iterator[None]:
+    """Let the attention function ``backend`` return the last query's row for the watched modules."""
+    original: AttentionFunction = ALL_ATTENTION_FUNCTIONS[backend]
+    # transformers' registry has a local layer over its global one, meant for such overrides; ours may nest.
+    local = ALL_ATTENTION_FUNCTIONS._local_mapping
+    overridden = local.get(backend)
+
+    def with_last_row(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        output, weights = original(module, query, key, value, attention_mask, **options)
+        if module in watched and weights is None:
+            weights = last_query_attention(query, key, attention_mask, **options)
+        return output, weights
+
+    ALL_ATTENTION_FUNCTIONS[backend] = with_last_row
+    try:
+        yield
+    finally:
+        if overridden is None:
+            del ALL_ATTENTION_FUNCTIONS[backend]
+        else:
+            ALL_ATTENTION_FUNCTIONS[backend] = overridden
+
+
+def last_query_attention(
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    """Softmax of the last query over all keys, in float32.
+
+    Args:
+        query: (B, H, Q, D).
+        key: (B, H_kv, S, D); each key head serves H / H_kv query heads.
+        attention_mask: None; (B, S) with 1 for tokens and 0 for padding (flash attention); or (B or 1, H or 1, Q, S),
+            boolean (True = visible) or additive.
+        scaling: factor on the logits; 1 / sqrt(D) if None.
+        sliding_window: how many of the latest keys are visible, where the mask does not say so itself.
+        softcap: logits become softcap * tanh(logits / softcap).
+        s_aux: (H,) attention-sink logits, which take part in the softmax without being a key.
+
+    Returns:
+        (B, H, 1, S).
+    """
+    batch, heads, dim = query.shape[0], query.shape[1], query.shape[-1]
+    key_heads, length = key.shape[1:3]
+    grouped = query[:, :, -1].reshape(batch, key_heads, heads // key_heads, dim)
+    logits = torch.einsum("bkgd,bksd->bkgs", grouped, key).reshape(batch, heads, length)
+    logits = logits.float() * (dim**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = _masked(logits, attention_mask, sliding_window)
+    if s_aux is not None:
+        sink = s_aux.float().reshape(1, heads, 1).expand(batch, -1, -1)
+        return torch.cat([logits, sink], -1).softmax(-1)[:, :, None, :-1]
+    return logits.softmax(-1)[:, :, None]
+
+
+def _masked(logits: Tensor, mask: Tensor | None, sliding_window: int | None) -> Tensor:
+    """Apply the last query's row of a mask to logits (B, H, S)."""
+    length = logits.shape[-1]
+    if mask is None or mask.ndim == 2:
+        visible = torch.ones(length, dtype=torch.bool, device=logits.device)
+        if sliding_window is not None:
+            visible &= torch.arange(length, device=logits.device) > length - 1 - sliding_window
+        if mask is not None:
+            visible = visible & mask[:, None, :length].bool()
+        return logits.masked_fill(~visible, -torch.inf)
+    row = mask[:, :, -1, :length]
+    return logits.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else logits + row.float()

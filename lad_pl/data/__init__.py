@@ -1,0 +1,7 @@
+"""Samples, permutations and images, served by LightningDataModules."""
+
+from lad_pl.data.annotations import read_annotations
+from lad_pl.data.demo import DemoData
+from lad_pl.data.module import MultiImageData
+
+__all__ = ["DemoData", "MultiImageData", "read_annotations"]

@@ -1,0 +1,29 @@
+"""Decoding images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from lad_pl.errors import UserError
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode a file completely, as RGB.
+
+    Raises:
+        UserError: the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"image file {path} does not exist") from error
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"image file {path} cannot be read ({error})") from error
+
+
+def resize(image: Image.Image, side: int | None) -> Image.Image:
+    """Square and bicubic, as the published code does; unchanged if ``side`` is None."""
+    return image if side is None else image.resize((side, side), Image.Resampling.BICUBIC)

@@ -1,0 +1,180 @@
+"""The LightningDataModule: which samples are for calibration, validation, test and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from lad_pl.data.annotations import read_annotations
+from lad_pl.data.dataset import PermutedSamples, Shard
+from lad_pl.data.images import open_image, resize
+from lad_pl.errors import UserError
+from lad_pl.permute import Permutation, cyclic_shifts, random_permutations
+from lad_pl.types import PermutedSample, Sample
+
+Split = list[Sample]
+
+
+class MultiImageData(pl.LightningDataModule):
+    """Samples from annotation files and an image folder.
+
+    ``fit`` takes the calibration samples, each under its N cyclic shifts; ``test``, ``validate`` and ``predict`` take
+    samples under T permutations. Test samples never include calibration samples unless asked for by name.
+
+    Args:
+        annotations: JSON file of samples: a list of {id, image_ids, index, caption}; index is 0-based.
+        images: folder that the image names are relative to; the annotation file's own folder if unset.
+        calibration_annotations: another file to take the calibration samples from.
+        validation_annotations: file of the samples that ``validate`` uses; choose settings there, not on test samples.
+        num_calibration: how many samples to calibrate on.
+        calibration_offset: place of the first calibration sample in its file.
+        num_test: how many of the remaining samples to test or predict on; all if unset.
+        allow_calibration_in_test: let calibration samples be test samples too, as the published code does.
+        num_permutations: T, the orders in which every test sample is shown: the given one, then random ones.
+        permutation_seed: seed of the random orders.
+        batch_size: samples per batch; their T permutations (N shifts in ``fit``) travel with them.
+        num_workers: processes that decode and encode ahead of the model; 0 does it in the main process.
+    """
+
+    def __init__(
+        self,
+        annotations: str,
+        images: str | None = None,
+        calibration_annotations: str | None = None,
+        validation_annotations: str | None = None,
+        num_calibration: int = 5,
+        calibration_offset: int = 0,
+        num_test: int | None = None,
+        allow_calibration_in_test: bool = False,
+        num_permutations: int = 5,
+        permutation_seed: int = 42,
+        batch_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.annotations = annotations
+        self.images = Path(images) if images is not None else Path(annotations).parent
+        self.calibration_annotations = calibration_annotations or annotations
+        self.validation_annotations = validation_annotations
+        self.num_calibration = num_calibration
+        self.calibration_offset = calibration_offset
+        self.num_test = num_test
+        self.allow_calibration_in_test = allow_calibration_in_test
+        self.num_permutations = num_permutations
+        self.permutation_seed = permutation_seed
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.samples: Split = []
+        """The samples of the stage in progress; a batch's ``groups`` are indices into it."""
+
+    # ------------------------------------------------------------------------------------------------- the splits
+
+    def setup(self, stage: str) -> None:
+        """Read the annotation files and choose the samples of ``stage`` (fit, validate, test, predict).
+
+        Raises:
+            UserError: a file or a number does not fit; see :func:`lad_pl.data.read_annotations`.
+        """
+        self._check_numbers()
+        splits = {"fit": self.calibration_samples, "validate": self.validation_samples}
+        self.samples = splits.get(stage, self.test_samples)()
+        unknown = [sample.id for sample in self.samples if sample.target is None]
+        if unknown and stage != "predict":
+            raise UserError(f"Sample {unknown[0]} has no index, and {stage} needs the right answer; use predict.")
+        random_permutations(self.num_candidates, self.num_permutations)  # fails early if there are not so many
+
+    @property
+    def num_candidates(self) -> int:
+        """N of the stage in progress."""
+        return self.samples[0].num_candidates
+
+    def calibration_samples(self) -> Split:
+        """``num_calibration`` samples from ``calibration_offset`` on."""
+        samples = read_annotations(self.calibration_annotations)
+        chosen = samples[self.calibration_offset : self.calibration_offset + self.num_calibration]
+        if len(chosen) < self.num_calibration:
+            raise UserError(
+                f"{self.calibration_annotations} has {len(samples)} samples, too few for {self.num_calibration} "
+                f"calibration samples from number {self.calibration_offset} on (data.num_calibration, "
+                "data.calibration_offset)."
+            )
+        return chosen
+
+    def validation_samples(self) -> Split:
+        """All samples of the validation file."""
+        if self.validation_annotations is None:
+            raise UserError("There is no validation set; name its file with data.validation_annotations.")
+        return read_annotations(self.validation_annotations)
+
+    def test_samples(self) -> Split:
+        """The samples that are not for calibration, in the file's order; the first ``num_test`` of them."""
+        samples = read_annotations(self.annotations)
+        if self.calibration_annotations == self.annotations and not self.allow_calibration_in_test:
+            first, last = self.calibration_offset, self.calibration_offset + self.num_calibration
+            samples = samples[:first] + samples[last:]
+        chosen = samples[: self.num_test]
+        if not chosen or len(chosen) < (self.num_test or 0):
+            raise UserError(
+                f"{self.annotations} leaves {len(samples)} test samples beside those for calibration; "
+                + (f"data.num_test asks for {self.num_test}." if self.num_test else "add samples.")
+            )
+        return chosen
+
+    def load_image(self, name: str) -> Image.Image:
+        """Decode one image, as RGB."""
+        return open_image(self.images / name)
+
+    # -------------------------------------------------------------------------------------------- the dataloaders
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Calibration samples, each under its N cyclic shifts."""
+        return self._loader(cyclic_shifts(self.num_candidates))
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Validation samples under T permutations; nothing during ``fit``, which only calibrates."""
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        return [] if fitting else self.test_dataloader()
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test samples under T permutations."""
+        return self._loader(random_permutations(self.num_candidates, self.num_permutations, self.permutation_seed))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Test samples under T permutations; their answers need not be known."""
+        return self.test_dataloader()
+
+    def _loader(self, permutations: tuple[Permutation, ...]) -> DataLoader[Any]:
+        trainer = self.trainer
+        encode = getattr(trainer.lightning_module, "encoder", None) if trainer is not None else None
+        side = encode.prompt.image_size if encode is not None else None
+        dataset = PermutedSamples(self.samples, permutations, partial(self._load_resized, side=side))
+        world_size, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=Shard(dataset, world_size, rank) if world_size > 1 else None,
+            num_workers=self.num_workers,
+            collate_fn=encode if encode is not None else _as_list,
+            pin_memory=False,
+        )
+
+    def _load_resized(self, name: str, side: int | None) -> Image.Image:
+        return resize(self.load_image(name), side)
+
+    def _check_numbers(self) -> None:
+        least = {"num_calibration": 1, "calibration_offset": 0, "num_permutations": 1, "batch_size": 1}
+        for name, minimum in {**least, "num_workers": 0}.items():
+            if getattr(self, name) < minimum:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {minimum}.")
+        if self.num_test is not None and self.num_test < 1:
+            raise UserError(f"data.num_test is {self.num_test}; it must be at least 1, or null for all.")
+
+
+def _as_list(items: Sequence[PermutedSample]) -> list[PermutedSample]:
+    return list(items)

@@ -1,0 +1,34 @@
+"""What a calibration was made of, and whether it fits what it is to be used on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+LIBRARIES = ("lad_pl", "torch", "transformers", "lightning")
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of what takes part in a forward pass."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """The first field in which two nested mappings differ, as ``field: <there> there, <here> here``.
+
+    >>> first_difference({"prompt": {"template": "a"}}, {"prompt": {"template": "b"}})
+    "prompt.template: 'a' there, 'b' here"
+    """
+    old, new = _flat(there), _flat(here)
+    for name in [*old, *(name for name in new if name not in old)]:
+        if old.get(name) != new.get(name):
+            return f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
+    return None
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in mapping.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

@@ -1,0 +1,106 @@
+"""Which model, and how it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from lad_pl.assets import asset
+from lad_pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class VLMSpec:
+    """A Hugging Face vision-language model; the fields go to ``from_pretrained`` as they are."""
+
+    path: str
+    """Hub id (Qwen/Qwen2.5-VL-3B-Instruct), local folder with config.json, safetensors and processor files, or
+    "demo" for the embedded demo model."""
+    dtype: str = "auto"
+    """Number format of the weights: auto (as stored), float32, bfloat16 or float16."""
+    attn_implementation: str = "sdpa"
+    """Attention backend: sdpa, flash_attention_2, flash_attention_3 or eager."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    device_map: str | dict[str, Any] | None = None
+    """Placement by accelerate ("auto" spreads one model over several devices). Unset, the Trainer places the model."""
+    local_files_only: bool = False
+    """Never ask the hub; use what is on disk."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings. No supported model needs it."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model's ``from_pretrained``, such as quantization_config or max_memory."""
+
+    @property
+    def source(self) -> str:
+        """What ``from_pretrained`` is given."""
+        return str(asset("checkpoints/demo-vlm")) if self.path == "demo" else self.path
+
+    def load_processor(self) -> ProcessorMixin:
+        """The model's tokenizer, image processor and chat template.
+
+        Raises:
+            UserError: the folder or hub id cannot be read.
+        """
+        return self._load(AutoProcessor, "processor")
+
+    def load_model(self) -> PreTrainedModel:
+        """The model in evaluation mode, frozen.
+
+        Raises:
+            UserError: the folder or hub id cannot be read, is no vision-language model, lacks weights, or does not
+                have the attention backend.
+        """
+        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise UserError(f"vlm.dtype is '{self.dtype}'; choose auto, float32, bfloat16 or float16.")
+        model, report = self._load(
+            AutoModelForImageTextToText,
+            "model",
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            device_map=self.device_map,
+            use_safetensors=True,  # never unpickle weights
+            output_loading_info=True,
+            **self.options,
+        )
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise UserError(
+                f"The weights at '{self.path}' lack {len(missing)} tensors ({missing[0]}, ...) of "
+                f"{type(model).__name__}; the model would answer at random. Fetch the files again."
+            )
+        return model.eval().requires_grad_(False)
+
+    def _load(self, loader: Any, what: str, **arguments: Any) -> Any:
+        try:
+            return loader.from_pretrained(
+                self.source,
+                revision=self.revision,
+                local_files_only=self.local_files_only,
+                trust_remote_code=self.trust_remote_code,
+                **arguments,
+            )
+        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+            raise UserError(f"Cannot load the {what} '{self.path}': {_first_line(error)}. {self._remedy()}") from error
+
+    def _remedy(self) -> str:
+        folder = Path(self.source)
+        if not folder.is_dir():
+            return (
+                "If the hub cannot be reached, download the model elsewhere and give its folder: "
+                "--model.vlm.path path/to/folder (this path is no folder)."
+            )
+        needed = ("config.json", "tokenizer_config.json", "*processor_config.json", "*.safetensors")
+        absent = [pattern for pattern in needed if not any(folder.glob(pattern))]
+        if absent:
+            return f"The folder lacks {' and '.join(absent)}; copy the model's whole repository into it."
+        return "The folder exists; check that its files are complete and that the options under vlm fit this model."
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .") if lines else type(error).__name__

@@ -1,0 +1,146 @@
+"""Calibration and readouts against the plain NumPy reference."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from lad_pl.calibrate import CalibrationPasses, calibrate
+from lad_pl.errors import UserError
+from lad_pl.readouts import READOUTS, ReadoutSettings, check_names, log_bias
+from lad_pl.types import Calibration, Evidence
+
+CASES = [(0, 4), (1, 3), (2, 8), (3, 12), (4, 2)]
+
+
+def passes(seed: int, n: int, **options: float) -> dict[str, np.ndarray]:
+    return reference.synthetic_evidence(seed, n=n, layers=5, heads=3, **options)
+
+
+def ours(data: dict[str, np.ndarray]) -> Calibration:
+    return calibrate(
+        Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"])),
+        torch.tensor(data["targets"]),
+        torch.tensor(np.array(data["permutations"])),
+        torch.tensor(data["samples"]),
+    )
+
+
+def theirs(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return reference.calibrate(
+        data["log_probs"], data["attention"], data["targets"], data["samples"], shifts=data["shifts"]
+    )
+
+
+@pytest.mark.parametrize(("seed", "n"), CASES)
+def test_calibration_equals_the_reference(seed: int, n: int) -> None:
+    data = passes(seed, n, signal=0.3)
+    calibration, expected = ours(data), theirs(data)
+    names = {
+        "log_p_obs_geometric": "log_p_obs_geometric",
+        "log_p_obs_arithmetic": "log_p_obs_arithmetic",
+        "attention_prior": "attention_prior",
+        "log_pride_prior": "pride_prior",
+        "log_attention_mean": "log_attention_mean",
+        "head_information": "head_information",
+        "head_information_label_free": "head_information_label_free",
+    }
+    for name, reference_name in names.items():
+        np.testing.assert_allclose(getattr(calibration, name), expected[reference_name], atol=1e-9, err_msg=name)
+    assert calibration.num_samples == 5
+    np.testing.assert_allclose(log_bias(calibration, "reference"), expected["log_bias_geometric"], atol=1e-9)
+    np.testing.assert_allclose(log_bias(calibration, "paper"), expected["log_bias_arithmetic"], atol=1e-9)
+
+
+@pytest.mark.parametrize("recipe", ["reference", "paper"])
+@pytest.mark.parametrize(("k", "tau"), [(2, 5.0), (1, 1.0), (5, 9.0)])
+@pytest.mark.parametrize(("seed", "n"), CASES)
+def test_every_readout_equals_the_reference(seed: int, n: int, recipe: str, k: int, tau: float) -> None:
+    data, test = passes(seed, n, signal=0.3), passes(seed + 100, n, signal=0.3)
+    calibration, expected = ours(data), theirs(data)
+    evidence = Evidence(torch.tensor(test["log_probs"]), torch.tensor(test["attention"]))
+    settings = ReadoutSettings(recipe=recipe, top_layers=k, temperature=tau)
+    compared = set()
+    for row in range(len(evidence)):
+        scores = reference.correct(test["log_probs"][row], test["attention"][row], expected, recipe, k=k, tau=tau)
+        for name, score in scores.items():
+            got = READOUTS[name](evidence[row : row + 1], calibration, settings)[0].numpy()
+            np.testing.assert_allclose(got, score, atol=1e-8, err_msg=name)
+            compared.add(name)
+    # Ours takes the mean over the calibration passes; the reference takes whatever prompts it is given.
+    mean = np.log(np.exp(data["log_probs"]).mean(0))
+    got = READOUTS["batch_calibration"](evidence, calibration, settings)
+    np.testing.assert_allclose(got, test["log_probs"] - mean, atol=1e-8)
+    assert compared | {"batch_calibration"} == set(READOUTS)
+
+
+def test_the_recipes_differ() -> None:
+    data = passes(0, 4, signal=0.3)
+    calibration = ours(data)
+    evidence = Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
+    for name in ("purified_attention", "agd"):
+        scores = [READOUTS[name](evidence, calibration, ReadoutSettings(recipe=r)) for r in ("reference", "paper")]
+        assert not torch.allclose(*scores, atol=1e-3)
+
+
+def test_no_head_knows_anything_all_count_the_same() -> None:
+    data = passes(0, 4)
+    calibration = ours(data)
+    silent = Calibration(**{**calibration.state(), "head_information": torch.zeros(5, 3).double()})
+    evidence = Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
+    score = READOUTS["head_information"](evidence, silent, ReadoutSettings())
+    x = evidence.attention.log() - calibration.log_attention_mean
+    np.testing.assert_allclose(score, (x - x.mean(-1, keepdim=True)).mean((1, 2)), atol=1e-9)
+
+
+def test_attention_of_zero_stays_finite() -> None:
+    data = passes(0, 4)
+    calibration = ours(data)
+    attention = torch.tensor(data["attention"])
+    attention[:, :, :, 1] = 0
+    for recipe in ("reference", "paper"):
+        for name, function in READOUTS.items():
+            scores = function(
+                Evidence(torch.tensor(data["log_probs"]), attention), calibration, ReadoutSettings(recipe)
+            )
+            assert scores.isfinite().all(), name
+
+
+def test_passes_in_any_order_and_any_split_give_the_same_bits() -> None:
+    data = passes(3, 4)
+    evidence = Evidence(torch.tensor(data["log_probs"]).float(), torch.tensor(data["attention"]).float())
+    labels = [torch.tensor(np.array(data[name])) for name in ("targets", "permutations", "samples")]
+    whole = CalibrationPasses()
+    whole.update(evidence, *labels)
+    shuffled = CalibrationPasses()
+    for rows in torch.randperm(20, generator=torch.Generator().manual_seed(0)).split(3):
+        shuffled.update(evidence[rows], *(label[rows] for label in labels))
+    for name, value in whole.calibration().state().items():
+        other = shuffled.calibration().state()[name]
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), name
+
+
+def test_a_position_never_calibrated() -> None:
+    data = passes(0, 4)
+    keep = np.array(data["targets"]) != 2
+    part = {name: np.array(data[name])[keep] for name in ("log_probs", "attention", "targets", "permutations")}
+    with pytest.raises(UserError, match="right image at position 2"):
+        ours({**part, "samples": np.array(data["samples"])[keep]})
+
+
+def test_no_calibration_pass_at_all() -> None:
+    with pytest.warns(UserWarning, match="before the ``update``"), pytest.raises(UserError, match="num_calibration"):
+        CalibrationPasses().calibration()
+
+
+def test_settings_that_cannot_work() -> None:
+    with pytest.raises(UserError, match="top_layers is 0"):
+        ReadoutSettings(top_layers=0)
+    with pytest.raises(UserError, match="temperature is 0"):
+        ReadoutSettings(temperature=0)
+    with pytest.raises(UserError, match="'agdd' is not a readout; choose from vanilla"):
+        check_names(["agdd"])
+    data = passes(0, 4)
+    evidence = Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
+    with pytest.raises(UserError, match="only 5 layers are captured"):
+        READOUTS["agd"](evidence, ours(data), ReadoutSettings(top_layers=6))
