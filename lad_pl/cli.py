@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
 
 from lad_pl.assets import asset
+from lad_pl.checkpoint import load_calibration
 from lad_pl.data import MultiImageData
 from lad_pl.errors import UserError
 from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.report import metrics_table, recall_table
 
-COMMANDS = ("fit", "validate", "test", "predict")
 USER_ERROR = 2
 
 # A calibration needs none of these, and a plain run should say only what matters.
@@ -29,11 +30,12 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
 }
-# Our own table instead of Lightning's; predictions in a file instead of memory.
+# Nothing is unpickled, from wherever; our own table instead of Lightning's; predictions in a file instead of memory.
 _DECIDED: dict[str, dict[str, Any]] = {
-    "validate": {"verbose": False},
-    "test": {"verbose": False},
-    "predict": {"return_predictions": False},
+    "fit": {"weights_only": True, "ckpt_path": None},
+    "validate": {"weights_only": True, "verbose": False},
+    "test": {"weights_only": True, "verbose": False},
+    "predict": {"weights_only": True, "return_predictions": False},
 }
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",
@@ -62,14 +64,21 @@ class SaveRunConfig(SaveConfigCallback):
 class CLI(LightningCLI):
     """fit, validate, test and predict."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Without a class, ``--data`` options are those of annotation files."""
+        parser.set_defaults({"data": {"class_path": "lad_pl.data.MultiImageData"}})
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's commands, less the options that we decide."""
         commands = LightningCLI.subcommands()
-        return {name: hidden | set(_DECIDED.get(name, ())) for name, hidden in commands.items()}
+        return {name: hidden | set(_DECIDED[name]) for name, hidden in commands.items()}
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), **_DECIDED.get(subcommand, {})}
+        arguments = {**super()._prepare_subcommand_kwargs(subcommand), **_DECIDED[subcommand]}
+        if arguments["ckpt_path"] is not None:
+            load_calibration(arguments["ckpt_path"])  # says in one line what Lightning would say in a traceback
+        return arguments
 
     def after_fit(self) -> None:
         """Say where the calibration lies."""
@@ -104,12 +113,13 @@ class CLI(LightningCLI):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 after a mistake in what was typed or supplied."""
-    _quieten()
+    _prepare()
     try:
         CLI(
             AttentionGuidedDebiasing,
             MultiImageData,
             subclass_mode_data=True,
+            auto_configure_optimizers=False,
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=False,
@@ -124,15 +134,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser_settings(arguments: Sequence[str]) -> dict[str, Any]:
-    """Without a configuration of the user's, every command runs the embedded demo."""
-    settings: dict[str, Any] = {"description": "Measure and remove position bias of vision-language models."}
-    if not any(argument in ("-c", "--config") or argument.startswith("--config=") for argument in arguments):
+    """Where neither a configuration nor a model is named, every command runs the embedded demo."""
+    settings: dict[str, Any] = {
+        "prog": "lad_pl",
+        "description": "Measure and remove position bias of multi-image vision-language models.",
+    }
+    named = {argument.partition("=")[0] for argument in arguments}
+    if not named & {"-c", "--config", "--model", "--model.vlm", "--model.vlm.path"}:
         demo = {"default_config_files": [str(asset("configs/demo.yaml"))]}
-        settings |= dict.fromkeys(COMMANDS, demo)
+        settings |= dict.fromkeys(_DECIDED, demo)
     return settings
 
 
-def _quieten() -> None:
+def _prepare() -> None:
+    """Attribute docstrings become ``--help``; expected warnings of the libraries go."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)

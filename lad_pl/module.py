@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -247,7 +248,9 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             "settings": self.settings(),
         }
         scalars = {f"{name}/{key}": v for name, kinds in values.items() for key, v in kinds.items() if _scalar(v)}
-        self.log_dict(scalars, logger=self.logger is not None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*no logger configured.*")  # Trainer.test returns what is logged
+            self.log_dict(scalars, logger=True)
 
     on_validation_epoch_end = on_test_epoch_end
 
