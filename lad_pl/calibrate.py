@@ -110,7 +110,10 @@ class CalibrationPasses(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, evidence: Evidence, targets: Tensor, permutations: Tensor, groups: Tensor) -> None:
-        """Take in the passes of one batch; shapes as in :func:`calibrate`."""
+        """Take in the passes of one batch; shapes as in :func:`calibrate`. Groups below 0 do not count.
+
+        They are kept all the same: processes can only be joined where each has something.
+        """
         self.log_probs.append(evidence.log_probs)
         self.attention.append(evidence.attention)
         self.labels.append(torch.cat([groups[:, None], targets[:, None], permutations], 1))
@@ -123,6 +126,7 @@ class CalibrationPasses(Metric):
         """
         log_probs, attention, labels = (_joined(state) for state in (self.log_probs, self.attention, self.labels))
         order = _row_order(labels)
+        order = order[labels[order, 0] >= 0]
         labels = labels[order]
         return {
             "log_probs": log_probs[order],

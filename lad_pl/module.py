@@ -170,11 +170,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         if self.current_epoch > 0:
             raise UserError("One pass over the calibration samples is all there is; leave trainer.max_epochs at 1.")
         evidence = self._evidence(batch)
-        counted = batch.groups >= 0
-        if counted.any():
-            self.passes.update(
-                evidence[counted], batch.targets[counted], batch.permutations[counted], batch.groups[counted]
-            )
+        self.passes.update(evidence, batch.targets, batch.permutations, batch.groups)
 
     def on_train_epoch_end(self) -> None:
         """Calibrate, and write the calibration with its provenance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -45,17 +46,16 @@ class PermutedSamples(Dataset[PermutedSample]):
 
 
 class Shard(DistributedSampler[PermutedSample]):
-    """Every ``num_replicas``-th sample, none repeated and none dropped.
+    """Every ``num_replicas``-th sample; where the shares would differ, a stand-in that is not counted.
 
-    torch's own sampler repeats samples until the shares are equal, which counts them twice. A process without a
-    sample gets a stand-in: Lightning skips a loop without batches, and the others would wait for this process for ever.
+    torch's own sampler fills up with samples that are then counted twice. Shares must be equal because Lightning's
+    loops, and DDP, expect every process to take the same number of steps.
     """
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]
-        return iter(self._share())
+        last = len(self.dataset)  # type: ignore[arg-type]
+        places = range(self.rank, self.num_replicas * len(self), self.num_replicas)
+        return iter(place if place < last else STAND_IN for place in places)
 
     def __len__(self) -> int:
-        return len(self._share())
-
-    def _share(self) -> Sequence[int]:
-        return range(self.rank, len(self.dataset), self.num_replicas) or [STAND_IN]  # type: ignore[arg-type]
+        return math.ceil(len(self.dataset) / self.num_replicas)  # type: ignore[arg-type]
