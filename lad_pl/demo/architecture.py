@@ -1,0 +1,63 @@
+"""The demo model's shape: Qwen2.5-VL's own class, about 1.3 million parameters."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+
+from lad_pl.demo.vocabulary import END_OF_TURN, PADDING
+
+LAYERS = 4
+WIDTH = 128
+
+
+def build_config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
+    """The configuration, with the token ids of this processor's tokenizer."""
+    token_id = processor.tokenizer.convert_tokens_to_ids
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(processor.tokenizer),
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 4096,
+            # Written out, not left to a default: read back with another theta the model answers worse.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+            "bos_token_id": None,
+            "eos_token_id": token_id(END_OF_TURN),
+            "pad_token_id": token_id(PADDING),
+        },
+        vision_config={
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "out_hidden_size": WIDTH,
+            "fullatt_block_indexes": [0, 1, 2],
+        },
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+
+
+def build_model(processor: Qwen2_5_VLProcessor, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """A model with random weights drawn from `seed`; greedy decoding by default."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(build_config(processor))
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=processor.tokenizer.convert_tokens_to_ids(END_OF_TURN),
+        pad_token_id=processor.tokenizer.convert_tokens_to_ids(PADDING),
+    )
+    return model.float()

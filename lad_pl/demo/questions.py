@@ -1,0 +1,187 @@
+"""The language phases' training questions: sets of training scenes, what is asked of them, and as tensors.
+
+Axes: B questions, N images, S tokens (padded on the right, which is simplest in training: all questions of a
+batch then share their image columns and positions).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLProcessor
+
+from lad_pl.demo.scenes import ATTRIBUTES, TEMPLATES, TRAINING_SCENES, Scene
+from lad_pl.demo.sets import alterations
+from lad_pl.demo.vocabulary import CONTENT_QUESTION, END_OF_TURN, INDEX_QUESTION, UNTOLD
+
+TOKENS_PER_IMAGE = 4
+IGNORED = -100  # cross_entropy's default ignore_index
+
+PositionWeights = Callable[[int], list[float]]
+
+
+def uniform_positions(candidates: int) -> list[float]:
+    """Every position holds the right image equally often."""
+    return [1.0] * candidates
+
+
+def skewed_positions(candidates: int) -> list[float]:
+    """The right image is mostly the first, often the last and seldom in between: hence the bias."""
+    last = candidates - 1
+    return [0.01 + math.exp(-k / 0.5) + 0.6 * math.exp(-(last - k) / 0.4) for k in range(candidates)]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One training question over N scenes."""
+
+    scenes: list[Scene]
+    target: int
+    """0-based position of the image that the caption describes."""
+    asked: str | None
+    """The attribute to name, which the caption leaves untold; None asks for the index."""
+    template: int
+
+    @property
+    def text(self) -> str:
+        """The user's text, without the images."""
+        told = self.scenes[self.target]
+        if self.asked is None:
+            return INDEX_QUESTION.format(N=len(self.scenes), caption=told.caption(self.template))
+        caption = TEMPLATES[self.template].format(**{**vars(told), self.asked: UNTOLD})
+        return CONTENT_QUESTION.format(N=len(self.scenes), attribute=self.asked, caption=caption)
+
+    @property
+    def answer(self) -> str:
+        """The right answer's text, without the end of the turn."""
+        return str(self.target + 1) if self.asked is None else " " + getattr(self.scenes[self.target], self.asked)
+
+    @property
+    def told_words(self) -> list[int]:
+        """For each attribute the number of the word that the caption tells, or IGNORED."""
+        told = self.scenes[self.target]
+        return [
+            IGNORED if attribute == self.asked else words.index(getattr(told, attribute))
+            for attribute, words in ATTRIBUTES.items()
+        ]
+
+
+_TRAINING = frozenset(TRAINING_SCENES)
+
+
+def draw_scenes(candidates: int, generator: random.Random) -> list[Scene]:
+    """N distinct training scenes: half the time any, else one scene altered in 1, 2 or 3 attributes."""
+    if generator.random() < 0.5:
+        return [Scene.from_index(index) for index in generator.sample(TRAINING_SCENES, candidates)]
+    centre = Scene.from_index(generator.choice(TRAINING_SCENES))
+    distance = generator.choice((1, 2, 3))
+    chosen: dict[int, Scene] = {}
+    while len(chosen) < candidates:
+        scene = _altered(centre, distance, generator)
+        if scene.index in _TRAINING:
+            chosen[scene.index] = scene
+    return list(chosen.values())
+
+
+def _altered(scene: Scene, count: int, generator: random.Random) -> Scene:
+    """`scene` with `count` of its attributes changed."""
+    words = dict(vars(scene))
+    for attribute in generator.sample(list(ATTRIBUTES), count):
+        words[attribute] = generator.choice([word for word in ATTRIBUTES[attribute] if word != words[attribute]])
+    return Scene(**words)
+
+
+def draw_question(candidates: int, index_share: float, weights: PositionWeights, generator: random.Random) -> Question:
+    """A question over N images. Content questions ask for a word of a target at a uniform position."""
+    scenes = draw_scenes(candidates, generator)
+    template = generator.randrange(len(TEMPLATES))
+    if generator.random() >= index_share:
+        target = generator.randrange(candidates)
+        shown = set(scenes)
+        # Attributes without which the rest of the caption still fits the target only.
+        twins = [scene for scene in alterations(scenes[target]) if scene in shown]
+        askable = [a for a in ATTRIBUTES if all(getattr(t, a) == getattr(scenes[target], a) for t in twins)]
+        if askable:
+            return Question(scenes, target, generator.choice(askable), template)
+    target = generator.choices(range(candidates), weights(candidates))[0]
+    return Question(scenes, target, None, template)
+
+
+@dataclass(frozen=True)
+class QuestionBatch:
+    """Questions over the same number of images, as tensors."""
+
+    input_ids: Tensor
+    """[B, S]: prompt and answer, less the end of the turn."""
+    answer_labels: Tensor
+    """[B, S]: at the last prompt token and the answer's tokens, the token that follows; else IGNORED."""
+    caption_labels: Tensor
+    """[B, S]: before every caption token, that token; else IGNORED."""
+    last: Tensor
+    """[B]: column of the last prompt token."""
+    told_words: Tensor
+    """[B, 6]: word number of every attribute that the caption tells; else IGNORED."""
+    image_columns: Tensor
+    """[4 N]: the columns of the visual tokens."""
+
+
+class Encoder:
+    """Turns questions into tensors, with the processor's chat template and tokenizer."""
+
+    def __init__(self, processor: Qwen2_5_VLProcessor) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.image_id = processor.image_token_id
+        self.end_id = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        self.answer_mark = self.tokenizer("\nAnswer: ").input_ids
+        self._frame = cache(self._render_frame)
+
+    def prompt(self, text: str, candidates: int) -> str:
+        """The whole prompt of a user's text behind N images, image placeholders already repeated."""
+        before, after = self._frame(candidates)
+        return before + text + after
+
+    def _render_frame(self, candidates: int) -> tuple[str, str]:
+        content = [*[{"type": "image"}] * candidates, {"type": "text", "text": "TEXT"}]
+        messages: list[Any] = [{"role": "user", "content": content}]
+        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        image = self.processor.image_token
+        before, after = prompt.replace(image, image * TOKENS_PER_IMAGE).split("TEXT")
+        return before, after
+
+    def encode(self, questions: list[Question]) -> QuestionBatch:
+        """Questions over the same number of images -> tensors."""
+        candidates = len(questions[0].scenes)
+        prompts = self.tokenizer([self.prompt(q.text, candidates) for q in questions]).input_ids
+        answers = self.tokenizer([q.answer for q in questions]).input_ids
+        width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        input_ids = torch.full((len(questions), width), self.tokenizer.pad_token_id)
+        answer_labels = torch.full_like(input_ids, IGNORED)
+        caption_labels = torch.full_like(input_ids, IGNORED)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            tokens = torch.tensor([*prompt, *answer, self.end_id])
+            input_ids[row, : len(tokens) - 1] = tokens[:-1]
+            answer_labels[row, len(prompt) - 1 : len(tokens) - 1] = tokens[len(prompt) :]
+            start, stop = self._caption_columns(prompt)
+            caption_labels[row, start - 1 : stop - 1] = tokens[start:stop]
+        return QuestionBatch(
+            input_ids,
+            answer_labels,
+            caption_labels,
+            last=torch.tensor([len(prompt) - 1 for prompt in prompts]),
+            told_words=torch.tensor([q.told_words for q in questions]),
+            image_columns=(input_ids[0] == self.image_id).nonzero().flatten(),
+        )
+
+    def _caption_columns(self, prompt: list[int]) -> tuple[int, int]:
+        """First and one past the last column of the caption, which follows the phrase with "Caption:"."""
+        stop = prompt.index(self.answer_mark[0])
+        start = max(c for c in range(stop) if self.tokenizer.decode([prompt[c]]).endswith("Caption:")) + 1
+        return start, stop

@@ -1,0 +1,202 @@
+"""The demo's world: one object on a coloured ground, 5,760 combinations of six attributes, and its pictures.
+
+A picture is a function of (scene index, jitter seed), so an image file is only a name: `scene-4031-17.png`
+is scene 4031 drawn with jitter 17. The drawing uses nothing but +, -, *, / and square roots of float64
+(which IEEE 754 rounds the same everywhere), so the pixels are the same on every platform.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "size": ("small", "large"),
+    "pattern": ("plain", "striped"),
+    "colour": ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"),
+    "shape": ("circle", "square", "triangle", "star", "cross", "ring"),
+    "place": ("centre", "left", "right", "top", "bottom"),
+    "background": ("grass", "sand", "snow", "water", "brick", "slate"),
+}
+SCENE_COUNT = math.prod(len(words) for words in ATTRIBUTES.values())  # 5,760
+
+TEMPLATES = (
+    "a {size} {pattern} {colour} {shape} at the {place} on {background}",
+    "on {background} at the {place} there is a {pattern} {shape} that is {colour} and {size}",
+    "the {colour} {shape} on {background} is {size} and {pattern} and at the {place}",
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One combination: a word for each attribute, in the order of `ATTRIBUTES`."""
+
+    size: str
+    pattern: str
+    colour: str
+    shape: str
+    place: str
+    background: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The six attribute words, in the order of `ATTRIBUTES`."""
+        return (self.size, self.pattern, self.colour, self.shape, self.place, self.background)
+
+    @property
+    def index(self) -> int:
+        """Number of this scene in 0..SCENE_COUNT-1 (mixed radix, the last attribute fastest)."""
+        index = 0
+        for word, words in zip(self.words, ATTRIBUTES.values(), strict=True):
+            index = index * len(words) + words.index(word)
+        return index
+
+    @classmethod
+    def from_index(cls, index: int) -> Scene:
+        """The scene with this number; the inverse of `index`."""
+        if not 0 <= index < SCENE_COUNT:
+            raise ValueError(f"scene index {index} is outside 0..{SCENE_COUNT - 1}")
+        chosen = []
+        for words in reversed(ATTRIBUTES.values()):
+            index, digit = divmod(index, len(words))
+            chosen.append(words[digit])
+        return cls(*reversed(chosen))
+
+    def caption(self, template: int) -> str:
+        """The caption that names all six attributes, in the words of `TEMPLATES[template]`."""
+        return TEMPLATES[template].format(**self.__dict__)
+
+
+# --- Which combinations are trained on
+
+_order = list(range(SCENE_COUNT))
+random.Random(20261122).shuffle(_order)
+_held_out = SCENE_COUNT * 15 // 100
+TEST_SCENES = tuple(sorted(_order[: _held_out // 2]))
+"""Combinations never trained on: the targets of the test sets."""
+VALIDATION_SCENES = tuple(sorted(_order[_held_out // 2 : _held_out]))
+"""Combinations never trained on: the targets of the validation sets, on which the recipe was chosen."""
+TRAINING_SCENES = tuple(sorted(_order[_held_out:]))
+"""The remaining 85 %."""
+
+
+# --- Image names
+
+_NAME = re.compile(r"scene-(0|[1-9]\d{0,3})-(0|[1-9]\d{0,8})\.png", re.ASCII)
+
+
+def render_name(scene: int, jitter: int) -> str:
+    """The image name of a scene index and a jitter seed, such as `scene-4031-17.png`."""
+    return f"scene-{scene}-{jitter}.png"
+
+
+def parse_name(name: str) -> tuple[int, int]:
+    """(scene index, jitter seed) of an image name; ValueError if it is none."""
+    match = _NAME.fullmatch(name)
+    if match is None or int(match[1]) >= SCENE_COUNT:
+        raise ValueError(
+            f"{name!r} is no demo image: expected scene-INDEX-JITTER.png with INDEX in 0..{SCENE_COUNT - 1}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def load_image(name: str) -> Image.Image:
+    """Draw the image that `name` stands for (RGB, 56x56); ValueError if it is no demo image name."""
+    scene, jitter = parse_name(name)
+    return render(Scene.from_index(scene), jitter)
+
+
+# --- Drawing
+
+IMAGE_SIZE = 56
+"""Pixels along an edge: 4 x 4 patches of 14, merged 2 x 2 into 4 visual tokens."""
+
+_COLOURS = {
+    "red": (205, 30, 35), "orange": (245, 135, 20), "yellow": (248, 226, 40), "green": (30, 140, 55),
+    "blue": (35, 70, 215), "purple": (125, 40, 170), "pink": (250, 125, 190), "brown": (105, 62, 28),
+}  # fmt: skip
+_GROUNDS = {
+    "grass": (158, 202, 132), "sand": (224, 206, 162), "snow": (243, 246, 250), "water": (148, 194, 222),
+    "brick": (190, 130, 114), "slate": (72, 80, 92),
+}  # fmt: skip
+_PLACES = {"centre": (28.0, 28.0), "left": (16.5, 28.0), "right": (39.5, 28.0), "top": (28.0, 16.5),
+           "bottom": (28.0, 39.5)}  # fmt: skip
+_RADII = {"small": 7.5, "large": 13.0}
+_STRIPE_PERIOD = 5.0  # pixels
+
+Plane = np.ndarray  # float64 [IMAGE_SIZE, IMAGE_SIZE]
+
+
+def _furthest_sides(x: Plane, y: Plane, normals: tuple[tuple[float, float], ...], rank: int) -> Plane:
+    """The rank-th largest of the distances along the outward normals (0 = a convex polygon's outside)."""
+    return np.sort(np.stack([x * nx + y * ny for nx, ny in normals]), axis=0)[-1 - rank]
+
+
+_TRIANGLE = ((0.0, 1.0), (0.8660254, -0.5), (-0.8660254, -0.5))
+_PENTAGON = ((0.0, 1.0), (0.9510565, 0.3090170), (0.5877853, -0.8090170), (-0.5877853, -0.8090170),
+             (-0.9510565, 0.3090170))  # fmt: skip
+
+# Signed distance to the outline of a shape of radius 1, negative inside. y points down.
+_DISTANCES: dict[str, Callable[[Plane, Plane], Plane]] = {
+    "circle": lambda x, y: np.sqrt(x * x + y * y) - 0.95,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.88,
+    "triangle": lambda x, y: _furthest_sides(x, y, _TRIANGLE, 0) - 0.58,
+    # A pentagram is where at most one of a pentagon's five sides is overstepped.
+    "star": lambda x, y: _furthest_sides(x, y, _PENTAGON, 1) - 0.36,
+    "cross": lambda x, y: np.minimum(
+        np.maximum(np.abs(x) - 1.0, np.abs(y) - 0.34), np.maximum(np.abs(x) - 0.34, np.abs(y) - 1.0)
+    ),
+    "ring": lambda x, y: np.abs(np.sqrt(x * x + y * y) - 0.74) - 0.26,
+}
+
+
+def render(scene: Scene, jitter_seed: int) -> Image.Image:
+    """Draw a scene: RGB, 56x56 pixels. The jitter seed moves, turns, scales and tints it a little."""
+    return Image.fromarray(render_array(scene, jitter_seed))
+
+
+def render_array(scene: Scene, jitter_seed: int) -> np.ndarray:
+    """`render` as an array: uint8 [56, 56, 3]."""
+    generator = np.random.Generator(np.random.PCG64([scene.index, jitter_seed]))
+    # Only Generator.random is used: its bits are the same in every NumPy since 1.17.
+    shift_x, shift_y, scale, turn, phase, slope, *tint = (2.0 * generator.random(12) - 1.0).tolist()
+    radius = _RADII[scene.size] * (1.0 + 0.06 * scale)
+    x, y = _turned_coordinates(scene.place, 1.5 * shift_x, 1.5 * shift_y, 0.07 * turn)
+
+    ground = np.array(_GROUNDS[scene.background]) + 6.0 * np.array(tint[:3])
+    paint = np.array(_COLOURS[scene.colour]) + 10.0 * np.array(tint[3:])
+    picture = np.repeat(ground[None, None, :], IMAGE_SIZE, axis=0)
+    picture = picture + slope * np.linspace(-10.0, 10.0, IMAGE_SIZE)[:, None, None]
+    picture = np.repeat(picture, IMAGE_SIZE, axis=1)
+    if scene.pattern == "striped":
+        paint = paint * (1.0 - 0.7 * _stripes(x + y, phase))[:, :, None]
+
+    distance = _DISTANCES[scene.shape](x / radius, y / radius) * radius  # pixels
+    cover = np.clip(0.5 - distance, 0.0, 1.0)[:, :, None]  # the share of a pixel inside: anti-aliasing
+    picture = picture * (1.0 - cover) + paint * cover
+    picture = picture + 4.0 * (2.0 * generator.random((IMAGE_SIZE, IMAGE_SIZE, 1)) - 1.0)
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def _turned_coordinates(place: str, shift_x: float, shift_y: float, half_tangent: float) -> tuple[Plane, Plane]:
+    """Pixel coordinates from the object's centre, turned by 2 atan(half_tangent): rational, no sine."""
+    centre_x, centre_y = _PLACES[place]
+    pixels = np.arange(IMAGE_SIZE) + 0.5
+    x = np.broadcast_to(pixels[None, :] - centre_x - shift_x, (IMAGE_SIZE, IMAGE_SIZE))
+    y = np.broadcast_to(pixels[:, None] - centre_y - shift_y, (IMAGE_SIZE, IMAGE_SIZE))
+    cosine = (1.0 - half_tangent * half_tangent) / (1.0 + half_tangent * half_tangent)
+    sine = 2.0 * half_tangent / (1.0 + half_tangent * half_tangent)
+    return x * cosine - y * sine, x * sine + y * cosine
+
+
+def _stripes(along: Plane, phase: float) -> Plane:
+    """1 on a stripe, 0 between, soft edges; `along` is sqrt(2) times the distance across the stripes."""
+    turns = along / (1.4142135 * _STRIPE_PERIOD) + phase
+    edge = np.abs(turns - np.floor(turns) - 0.5) - 0.25  # in periods; a stripe is half a period wide
+    return np.clip(0.5 + edge * _STRIPE_PERIOD, 0.0, 1.0)

@@ -1,0 +1,199 @@
+"""Train the demo model from nothing: `python -m lad_pl.demo.train --output DIR --seed 0`.
+
+The phases are vision, phase A, phase B, evaluation, saving. `--control` trains phase B with the right answer
+at uniform positions instead, and only notes its figures: what is left of the bias without the skew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+
+from lad_pl.demo.architecture import build_model
+from lad_pl.demo.card import CONTROL as CONTROL_FILE
+from lad_pl.demo.card import FIGURES, write_card
+from lad_pl.demo.evaluation import evaluate
+from lad_pl.demo.language import CONTROL, PHASE_A, PHASE_B, LanguageRecipe, train_language
+from lad_pl.demo.scenes import TRAINING_SCENES, VALIDATION_SCENES, Scene, render
+from lad_pl.demo.sets import CANDIDATE_COUNTS, KINDS, SPLITS, build_set
+from lad_pl.demo.vision import (
+    VisionRecipe,
+    all_features,
+    draw_pictures,
+    train_vision,
+    vision_accuracy,
+)
+from lad_pl.demo.vocabulary import INDEX_QUESTION, build_processor
+
+CHECK_JITTERS = range(1_000, 1_002)
+
+Model = Qwen2_5_VLForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a training run depends on, beside the seed."""
+
+    vision: VisionRecipe = field(default_factory=VisionRecipe)
+    phase_a: LanguageRecipe = PHASE_A
+    phase_b: LanguageRecipe = PHASE_B
+    control: LanguageRecipe = CONTROL
+    jitters: int = 6
+    """Pictures per training scene."""
+    candidate_counts: tuple[int, ...] = CANDIDATE_COUNTS
+    samples: int | None = None
+    """Evaluate on the first so many samples of a set; None for all."""
+
+
+class Stages:
+    """Runs the stages of a training in turn, and keeps the weights after each if a folder is given."""
+
+    def __init__(self, model: Model, keep: Path | None) -> None:
+        self.model = model
+        self.keep = keep
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, train: Callable[[], None]) -> None:
+        """Call `train`, or load the weights it left in an earlier run."""
+        kept = self.keep / f"{name}.pt" if self.keep else None
+        if kept and kept.exists():
+            state = torch.load(kept, weights_only=True)
+            self.model.load_state_dict(state["weights"])
+            self.seconds[name] = state["seconds"]
+            print(f"{name}: taken from {kept}", flush=True)
+            return
+        started = time.monotonic()
+        train()
+        self.seconds[name] = time.monotonic() - started
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"weights": self.model.state_dict(), "seconds": self.seconds[name]}, kept)
+
+
+def train(output: Path, seed: int, control: bool, keep: Path | None, recipe: Recipe) -> None:
+    """Train, evaluate, and write the model folder (with `control`: only the figures)."""
+    processor = build_processor()
+    model = build_model(processor, seed)
+    stages = Stages(model, keep)
+    pictures = draw_pictures(TRAINING_SCENES, range(recipe.jitters))
+    stages.run("vision", partial(train_vision, model, processor, pictures, recipe.vision, seed))
+    named = vision_accuracy(model, processor, draw_pictures(VALIDATION_SCENES, CHECK_JITTERS))
+    print(f"all six attributes named right on unseen combinations: {100 * named:.1f} %", flush=True)
+    features = all_features(model, processor, pictures).unflatten(0, (-1, recipe.jitters))
+    last = ("control", recipe.control) if control else ("phase_b", recipe.phase_b)
+    for name, phase in (("phase_a", recipe.phase_a), last):
+        stages.run(name, partial(train_language, model, processor, features, phase, seed))
+
+    round_to_half(model)
+    figures = {
+        "seed": seed,
+        "vision_accuracy": 100 * named,
+        "seconds": stages.seconds,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "samples": {split: recipe.samples or count for split, (_, count) in SPLITS.items()},
+        "sets": measure(model, processor, recipe),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    if not control:
+        save(model, processor, output)
+    (output / (CONTROL_FILE if control else FIGURES)).write_text(json.dumps(figures, indent=1) + "\n")
+    write_card(output)
+
+
+@torch.no_grad()
+def round_to_half(model: Model) -> None:
+    """Give the weights the values that they will have when read back: the figures are the saved model's.
+
+    Not `model.half()`: that would also round the rotary frequencies, which are computed anew on loading.
+    """
+    for weight in model.parameters():
+        weight.copy_(weight.half())
+
+
+def measure(model: Model, processor: Qwen2_5_VLProcessor, recipe: Recipe) -> dict[str, dict[str, object]]:
+    """Figures of every validation set and then of every test set; name of the set -> `Outcome` as a dict."""
+    figures = {}
+    for split in reversed(SPLITS):
+        for candidates in recipe.candidate_counts:
+            for kind in KINDS:
+                name = f"{split}_{candidates}_{kind}"
+                outcome = evaluate(model, processor, build_set(split, candidates, kind)[: recipe.samples])
+                figures[name] = asdict(outcome)
+                print(f"{name}  {outcome}", flush=True)
+    return figures
+
+
+def save(model: Model, processor: Qwen2_5_VLProcessor, output: Path) -> None:
+    """Write the Hugging Face folder with float16 weights, and make sure that it reads back the same."""
+    before = probe(model, processor)
+    model.half().save_pretrained(output)
+    processor.save_pretrained(output)
+    again: Any = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32)
+    after = probe(again, AutoProcessor.from_pretrained(output))
+    difference = (after - before).abs().max().item()
+    if type(again) is not type(model) or difference > 1e-4:
+        raise RuntimeError(f"the model read back from {output} differs: logits off by {difference:.2g}")
+
+
+def probe_inputs(processor: Qwen2_5_VLProcessor) -> BatchFeature:
+    """One prompt over three pictures, as the model takes it."""
+    scenes = [Scene.from_index(index) for index in VALIDATION_SCENES[:3]]
+    text = INDEX_QUESTION.format(N=len(scenes), caption=scenes[1].caption(0))
+    content = [*[{"type": "image"} for _ in scenes], {"type": "text", "text": text}]
+    messages: list[Any] = [{"role": "user", "content": content}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    images = [render(scene, CHECK_JITTERS[0]) for scene in scenes]
+    return processor(text=[prompt], images=[images], return_tensors="pt")
+
+
+@torch.no_grad()
+def probe(model: Model, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
+    """Logits [1, S, vocabulary] of `probe_inputs`, all the way from pictures and text."""
+    return model.eval()(**probe_inputs(processor)).logits
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--control", action="store_true", help="train with uniform positions; write figures only")
+    parser.add_argument("--keep", type=Path, help="folder for the weights after each phase, to go on from")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; one is often fastest on so small a model")
+    arguments = parser.parse_args()
+    with torch_threads(arguments.threads):
+        train(arguments.output, arguments.seed, arguments.control, arguments.keep, Recipe())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Stage 1: the vision tower learns to say the six attribute words of a picture in the LM's embeddings.
+
+No images are compared and no position is involved here. Afterwards the tower is frozen, so that the language
+phases can read its features from a table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from lad_pl.demo.scenes import ATTRIBUTES, Scene, parse_name, render_array
+from lad_pl.demo.schedule import Progress, make_optimizer
+
+FEATURE_SCALE = 0.03
+"""The tower's features come out far longer than the embeddings of words; scaled down, text and images mix."""
+
+
+@dataclass(frozen=True)
+class VisionRecipe:
+    """Stage 1's settings."""
+
+    steps: int = 1200
+    batch_size: int = 192
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Rendered scenes. `pixels`: uint8 [P, 3, 56, 56]; `words`: [P, 6], the attributes' word numbers."""
+
+    pixels: Tensor
+    words: Tensor
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+def draw_pictures(scenes: tuple[int, ...], jitters: range) -> Pictures:
+    """Every scene under every jitter seed; picture number = scene's rank * len(jitters) + jitter's rank."""
+    drawn = [(Scene.from_index(index), jitter) for index in scenes for jitter in jitters]
+    return _as_pictures([scene for scene, _ in drawn], [render_array(*both) for both in drawn])
+
+
+def draw_named(names: list[str]) -> Pictures:
+    """The pictures of these image names, in their order."""
+    parsed = [(Scene.from_index(index), jitter) for index, jitter in map(parse_name, names)]
+    return _as_pictures([scene for scene, _ in parsed], [render_array(*both) for both in parsed])
+
+
+def _as_pictures(scenes: list[Scene], arrays: list[np.ndarray]) -> Pictures:
+    numbers = [
+        [words.index(word) for word, words in zip(scene.words, ATTRIBUTES.values(), strict=True)] for scene in scenes
+    ]
+    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return Pictures(pixels, torch.tensor(numbers))
+
+
+def image_features(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pixels: Tensor) -> Tensor:
+    """The visual tokens of pictures, uint8 [P, 3, 56, 56] -> float [P, 4, width]."""
+    inputs = processor.image_processor(images=list(pixels), return_tensors="pt")
+    features = model.model.get_image_features(inputs.pixel_values, inputs.image_grid_thw).pooler_output
+    return torch.stack(list(features))
+
+
+def word_ids(processor: Qwen2_5_VLProcessor) -> list[Tensor]:
+    """For each attribute the token ids of its words."""
+    return [
+        torch.tensor(processor.tokenizer.convert_tokens_to_ids(["Ġ" + word for word in words]))
+        for words in ATTRIBUTES.values()
+    ]
+
+
+def attribute_logits(states: Tensor, embeddings: Tensor, ids: list[Tensor]) -> list[Tensor]:
+    """States [..., width] against the embeddings of each attribute's words: six tensors [..., words]."""
+    return [states @ embeddings[of_attribute].T for of_attribute in ids]
+
+
+def attribute_loss(states: Tensor, words: Tensor, embeddings: Tensor, ids: list[Tensor]) -> Tensor:
+    """Mean cross-entropy in nats of naming the attributes `words` [B, 6] from `states` [B, width]."""
+    logits = attribute_logits(states, embeddings, ids)
+    losses = [F.cross_entropy(of_attribute, words[:, a]) for a, of_attribute in enumerate(logits)]
+    return torch.stack(losses).mean()
+
+
+def train_vision(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    pictures: Pictures,
+    recipe: VisionRecipe,
+    seed: int,
+) -> None:
+    """Train the vision tower in place; each visual token and their mean have to name all six attributes."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = word_ids(processor)
+    embeddings = model.model.language_model.embed_tokens.weight.detach()
+    tower = model.model.visual
+    optimizer, schedule = make_optimizer(tower.parameters(), recipe.learning_rate, recipe.steps)
+    progress = Progress("vision", recipe.steps)
+    for step in range(recipe.steps):
+        batch = torch.randint(len(pictures), (recipe.batch_size,), generator=generator)
+        tokens = image_features(model, processor, pictures.pixels[batch])
+        words = pictures.words[batch]
+        each = attribute_loss(tokens.flatten(0, 1), words.repeat_interleave(tokens.shape[1], dim=0), embeddings, ids)
+        whole = attribute_loss(tokens.mean(dim=1), words, embeddings, ids)
+        optimizer.zero_grad()
+        (each + whole).backward()
+        torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.show(step, token_loss=each, mean_loss=whole)
+    with torch.no_grad():
+        tower.merger.mlp[-1].weight.mul_(FEATURE_SCALE)
+        tower.merger.mlp[-1].bias.mul_(FEATURE_SCALE)
+
+
+@torch.no_grad()
+def vision_accuracy(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pictures: Pictures
+) -> float:
+    """Share of pictures for which the mean visual token names all six attributes right."""
+    features = all_features(model, processor, pictures).mean(dim=1)
+    embeddings = model.model.language_model.embed_tokens.weight
+    logits = attribute_logits(features, embeddings, word_ids(processor))
+    named = torch.stack([of_attribute.argmax(dim=-1) for of_attribute in logits], dim=1)
+    return (named == pictures.words).all(dim=1).float().mean().item()
+
+
+@torch.no_grad()
+def all_features(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pictures: Pictures
+) -> Tensor:
+    """The visual tokens of all pictures, float [P, 4, width]."""
+    return torch.cat([image_features(model, processor, pixels) for pixels in pictures.pixels.split(256)])

@@ -1,0 +1,62 @@
+"""The embedded demo through the command line: offline, and it shows what the README says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lad_pl.assets import asset
+from lad_pl.cli import main
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What `python -m lad_pl fit` and `test` leave behind, typed in an empty folder; 60 of the 300 samples."""
+    if not (asset("checkpoints/demo-vlm") / "model.safetensors").exists():
+        pytest.skip("the demo model is not here")
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit"]) == 0
+        assert main(["test", "--data.num_test=60"]) == 0
+        assert main(["validate", "--model.readouts=[vanilla]"]) == 0
+        hard = ["--data.num_candidates=8", "--data.difficulty=adversarial", "--trainer.default_root_dir=hard"]
+        assert main(["fit", *hard]) == 0
+        assert main(["test", *hard, "--data.num_test=60"]) == 0
+    files = {"easy": "checkpoints/demo/metrics.json", "hard": "hard/metrics.json"}
+    reports = {name: json.loads((folder / path).read_text()) for name, path in files.items()}
+    assert json.loads((folder / "checkpoints/demo/validation_metrics.json").read_text())["num_samples"] == 105
+    return reports
+
+
+@pytest.mark.parametrize("set_name", ["easy", "hard"])
+def test_the_model_answers_by_position(demo: dict[str, dict], set_name: str) -> None:
+    vanilla = demo[set_name]["readouts"]["vanilla"]
+    assert vanilla["accuracy"] < 0.9
+    assert vanilla["rstd"] > 0.1
+    assert vanilla["consistency"] < 0.6
+
+
+@pytest.mark.parametrize("set_name", ["easy", "hard"])
+@pytest.mark.parametrize("readout", ["agd", "purified_attention", "head_information"])
+def test_its_attention_knows_better(demo: dict[str, dict], set_name: str, readout: str) -> None:
+    vanilla, corrected = (demo[set_name]["readouts"][name] for name in ("vanilla", readout))
+    assert corrected["accuracy"] > vanilla["accuracy"] + 0.1
+    assert corrected["rstd"] < vanilla["rstd"] / 2
+    assert corrected["consistency"] > vanilla["consistency"] + 0.2
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_every_shipped_configuration_parses(config: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--print_config checks every name and type; qwen.yaml and demo.yaml also run, in test_cli.py and above."""
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, f"--config={config}", "--print_config"])
+    assert exit_info.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["vlm"]["path"] == yaml.safe_load(config.read_text())["model"]["vlm"]["path"]
