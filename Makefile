@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 
 ## test: environment and the whole test suite
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto
 
 ## lint: style, format and types
 lint: $(VENV)/.installed-dev

@@ -155,9 +155,11 @@ def last_query_attention(
     """
     batch, heads, dim = query.shape[0], query.shape[1], query.shape[-1]
     key_heads, length = key.shape[1:3]
-    grouped = query[:, :, -1].reshape(batch, key_heads, heads // key_heads, dim)
-    logits = torch.einsum("bkgd,bksd->bkgs", grouped, key).reshape(batch, heads, length)
-    logits = logits.float() * (dim**-0.5 if scaling is None else scaling)
+    # Products in half precision would round large logits by more than the differences between images.
+    grouped = query[:, :, -1].reshape(batch, key_heads, heads // key_heads, dim).float()
+    with torch.autocast(query.device.type, enabled=False):
+        logits = torch.einsum("bkgd,bksd->bkgs", grouped, key.float()).reshape(batch, heads, length)
+    logits = logits * (dim**-0.5 if scaling is None else scaling)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     logits = _masked(logits, attention_mask, sliding_window)

@@ -24,10 +24,11 @@ def unpack(checkpoint: Mapping[str, Any], source: str) -> tuple[Calibration, dic
     Raises:
         UserError: it holds none, or one of another version of this toolkit.
     """
-    if "calibration" not in checkpoint or "provenance" not in checkpoint:
+    provenance = checkpoint.get("provenance")
+    if "calibration" not in checkpoint or not isinstance(provenance, dict) or "calibration_samples" not in provenance:
         raise UserError(f"{source} is no calibration of this toolkit; make one with fit.")
     try:
-        return Calibration(**checkpoint["calibration"]), dict(checkpoint["provenance"])
+        return Calibration(**checkpoint["calibration"]), provenance
     except TypeError as error:
         raise UserError(f"{source} was written by another version of lad_pl; run fit again.") from error
 

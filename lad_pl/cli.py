@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from lad_pl.assets import asset
@@ -21,6 +23,13 @@ from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.report import metrics_table, recall_table
 
 USER_ERROR = 2
+_NO_LIMITS = "leave the trainer's limit_..._batches, max_epochs and fast_dev_run as they are"
+_SUMMARIES = {
+    "fit": "Calibrate on a few samples.",
+    "validate": "Measure on the validation samples, to choose settings.",
+    "test": "Measure on the test samples and report every readout.",
+    "predict": "Rank the images of prompts whose answer nobody knows.",
+}
 
 # A calibration needs none of these, and a plain run should say only what matters.
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -54,9 +63,14 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Too early: the module has not yet looked at the run folder."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the configuration."""
-        super().setup(trainer, pl_module, "")
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the configuration, as any of the commands can read it again."""
+        if trainer.is_global_zero:
+            config = self.config.clone()
+            config.pop("ckpt_path", None)
+            path = pl_module.run_folder.path / self.config_filename
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.parser.dump(config, skip_none=False, skip_validation=True), encoding="utf-8")
 
     on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = on_train_start
 
@@ -74,14 +88,32 @@ class CLI(LightningCLI):
         commands = LightningCLI.subcommands()
         return {name: hidden | set(_DECIDED[name]) for name, hidden in commands.items()}
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        assert parser._subcommands_action is not None
+        for command in parser._subcommands_action._choices_actions:
+            command.help = _SUMMARIES[command.dest]  # Lightning's speak of training, and end in mid-sentence
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The Trainer, or one line on the option that it does not take."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"The trainer's options do not work here: {error}") from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Read ``--ckpt_path`` with our own check: Lightning would say what is wrong with it in a traceback."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path is not None:
+            load_calibration(path)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        arguments = {**super()._prepare_subcommand_kwargs(subcommand), **_DECIDED[subcommand]}
-        if arguments["ckpt_path"] is not None:
-            load_calibration(arguments["ckpt_path"])  # says in one line what Lightning would say in a traceback
-        return arguments
+        return {**super()._prepare_subcommand_kwargs(subcommand), **_DECIDED[subcommand]}
 
     def after_fit(self) -> None:
         """Say where the calibration lies."""
+        if not self.model.provenance:
+            raise UserError(f"Nothing was calibrated on; {_NO_LIMITS}.")
         report = self.model.provenance
         self._say(
             f"Calibrated on {report['num_samples']} samples under {report['num_candidates']} cyclic shifts: "
@@ -98,10 +130,14 @@ class CLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Say where the rankings lie."""
+        if not self.model.run_folder.predictions("predict").exists():
+            raise UserError(f"Nothing was predicted; {_NO_LIMITS}.")
         self._say(f"Rankings: {self.model.run_folder.predictions('predict')}")
 
     def _show(self, stage: str) -> None:
         folder = self.model.run_folder
+        if not (self.model.report and self.model.report["num_samples"]):
+            raise UserError(f"Nothing was measured; {_NO_LIMITS}.")
         if self.trainer.is_global_zero:
             Console().print(metrics_table(self.model.report), recall_table(self.model.report))
         self._say(f"Metrics: {folder.metrics(stage)}   Predictions: {folder.predictions(stage)}")
@@ -128,21 +164,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=None if arguments is None else list(arguments),
         )
     except UserError as error:
-        print(f"lad_pl: {_one_line(error)}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+        message = _one_line(error)
+    except (ArgumentError, UnicodeDecodeError) as error:
+        message = _innermost(str(error))
+    except OSError as error:
+        message = f"{error.filename or 'A file'}: {error.strerror or error}"
+    else:
+        return 0
+    print(f"lad_pl: {message}", file=sys.stderr)
+    return USER_ERROR
 
 
 def _parser_settings(arguments: Sequence[str]) -> dict[str, Any]:
     """Where neither a configuration nor a model is named, every command runs the embedded demo."""
     settings: dict[str, Any] = {
         "prog": "lad_pl",
+        "exit_on_error": False,
         "description": "Measure and remove position bias of multi-image vision-language models.",
     }
+    settings |= {command: {"description": summary} for command, summary in _SUMMARIES.items()}
     named = {argument.partition("=")[0] for argument in arguments}
     if not named & {"-c", "--config", "--model", "--model.vlm", "--model.vlm.path"}:
-        demo = {"default_config_files": [str(asset("configs/demo.yaml"))]}
-        settings |= dict.fromkeys(_DECIDED, demo)
+        for command in _SUMMARIES:
+            settings[command]["default_config_files"] = [str(asset("configs/demo.yaml"))]
     return settings
 
 
@@ -152,6 +196,16 @@ def _prepare() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+
+
+def _innermost(message: str) -> str:
+    """The telling lines of a parser's nested message, as one."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    told = " ".join(line for line in lines if line and not line.startswith(noise))
+    if "DemoData" in told and "not accepted" in told:
+        told += ". Without a configuration the demo runs: name a model with --config or --model.vlm.path"
+    return told + ". `python -m lad_pl fit --help` lists the options."
 
 
 def _one_line(error: BaseException) -> str:

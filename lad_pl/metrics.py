@@ -16,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 
 def accuracy_per_permutation(correct: Tensor, num_samples: Tensor) -> Tensor:
     """(T,) share of samples answered right under each permutation, from ``correct`` (T,) counts."""
-    return correct.double() / num_samples
+    return correct.cpu().double() / num_samples.cpu()
 
 
 def recall_by_position(confusion: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def recall_by_position(confusion: Tensor) -> Tensor:
     Args:
         confusion: (N, N) counts, row = true position, column = chosen position.
     """
-    return confusion.diagonal().double() / confusion.sum(1)
+    return confusion.diagonal().cpu().double() / confusion.sum(1).cpu()
 
 
 def recall_std(confusion: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Consistency(PermutationMetric):
 
     def compute(self) -> Tensor:
         """Scalar."""
-        return self.consistent.double() / self.num_samples
+        return self.consistent.cpu().double() / self.num_samples.cpu()
 
 
 class CircularAccuracy(PermutationMetric):
@@ -128,7 +128,7 @@ class CircularAccuracy(PermutationMetric):
 
     def compute(self) -> Tensor:
         """Scalar."""
-        return self.always_right.double() / self.num_samples
+        return self.always_right.cpu().double() / self.num_samples.cpu()
 
 
 class PositionRecall(PermutationMetric):

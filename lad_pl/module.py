@@ -44,7 +44,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         layers: decoder layers whose attention is captured: a list, a range such as 21-35 (inclusive), or the fraction
             of the depth to start from; 0.58 is layers 21 to 35 of 36.
         readout: the free choices of the correction.
-        readouts: which readouts to report, by name; see lad_pl/readouts.py for all of them.
+        readouts: which readouts to report: vanilla, pride, pride_reference, batch_calibration, raw_attention,
+            purified_attention, agd, head_information, head_information_label_free, agd_head, agd_head_label_free.
         rank_by: the readout that orders the images in predictions.jsonl.
         overwrite: replace results of another configuration in the run folder.
         cpu_threads: threads that torch may use on a CPU; one is fastest for a very small model. Unset: torch's choice.
@@ -62,7 +63,10 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         cpu_threads: int | None = None,
     ) -> None:
         super().__init__()
-        check_names([*readouts, rank_by])
+        check_names(readouts)
+        check_names([rank_by])
+        if cpu_threads is not None and cpu_threads < 1:
+            raise UserError(f"model.cpu_threads is {cpu_threads}; it must be at least 1, or null.")
         self.automatic_optimization = False
         self.strict_loading = False  # the checkpoint holds a calibration, no weights
         self.vlm_spec = vlm
@@ -78,6 +82,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.encoder: PromptEncoder | None = None
         self.layers: tuple[int, ...] = ()
         self.weights = ""
+        self.inputs = ""
         self.passes = CalibrationPasses()
         self.metrics = nn.ModuleDict()
         self.calibration: Calibration | None = None
@@ -85,6 +90,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.report: dict[str, Any] | None = None
         """The content of metrics.json after ``test`` or ``validate``."""
         self._trie: AnswerTrie | None = None
+        self._from_folder = False
         # DDP refuses a module without a trainable parameter; nothing ever trains this one.
         self._anchor = nn.Parameter(torch.zeros(()))
 
@@ -92,6 +98,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the model once, and find its layers and the identifiers' tokens."""
+        if self.trainer.precision != "32-true":
+            raise UserError(f"trainer.precision is {self.trainer.precision}; set model.vlm.dtype instead.")
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.vlm is None:
@@ -99,6 +107,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             self.encoder = self.vlm.encoder(self.prompt)
             self.layers = self.vlm.layers(self.layer_choice)
             self.weights = self.vlm.fingerprint()
+            self.inputs = self.encoder.fingerprint()
         if self.readout.top_layers > len(self.layers):
             raise UserError(
                 f"model.readout.top_layers is {self.readout.top_layers}, but model.layers captures only "
@@ -135,6 +144,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         """What a calibration holds for; ``test`` refuses one that differs in any of it."""
         return {
             "weights": self.weights,
+            "processor": self.inputs,
             "prompt": self.prompt.settings(),
             "num_candidates": self.data.num_candidates,
             "layers": list(self.layers),
@@ -142,7 +152,14 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """What the results of the stage in progress depend on, as plain values."""
-        settings = {**self.calibration_settings(), "samples": digest(self.data.samples)}
+        settings = {
+            **self.calibration_settings(),
+            "dtype": self.vlm_spec.dtype,
+            "attn_implementation": self.vlm_spec.attn_implementation,
+            "options": self.vlm_spec.options,
+            "samples": digest(self.data.samples),
+            "images": str(self.data.images),
+        }
         if self.trainer.state.fn == "fit":
             return settings
         orders = {name: getattr(self.data, name) for name in ("num_permutations", "permutation_seed")}
@@ -175,13 +192,15 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Calibrate, and write the calibration with its provenance."""
         self.calibration = self.passes.calibration()
-        samples = self.data.samples
+        self._from_folder = False
+        seen = self.passes.compute()["groups"].unique().tolist()
         self.provenance = {
             "model": self.vlm_spec.path,
-            "revision": self.vlm_spec.revision,
+            "revision": self._model.revision or self.vlm_spec.revision,
+            "dtype": self.vlm_spec.dtype,
             **self.calibration_settings(),
             "num_samples": self.calibration.num_samples,
-            "calibration_samples": [sample_key(sample) for sample in samples],
+            "calibration_samples": [sample_key(self.data.samples[group]) for group in seen],
             "versions": library_versions(),
         }
         self.trainer.save_checkpoint(self.run_folder.calibration, weights_only=True)
@@ -198,15 +217,20 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adopt the calibration of ``--ckpt_path``."""
         self.calibration, self.provenance = unpack(checkpoint, "The checkpoint")
+        self._from_folder = False
 
     # ------------------------------------------------------------------------------------- test, validate, predict
 
     def on_test_start(self) -> None:
-        """Place the model, find the calibration (``--ckpt_path``, or else the run folder's) and check it."""
+        """Place the model, find the calibration and check it.
+
+        It is that of ``--ckpt_path``, else that of a preceding ``fit`` of this module, else the run folder's.
+        """
         self._place()
         self.report = None
-        if self.calibration is None:
+        if self.calibration is None or self._from_folder:
             self.calibration, self.provenance = load_calibration(self.run_folder.calibration)
+            self._from_folder = True
         self._check_calibration()
         self._check_run_folder()
         n, t = self.data.num_candidates, self.data.num_permutations
@@ -218,6 +242,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         """Evidence, every readout's choice, metrics; returns the lines for predictions.jsonl."""
         assert self.calibration is not None
         evidence = self._evidence(batch).cpu()
+        _check_finite(evidence, batch)
         scores = {
             name: READOUTS[name](evidence, self.calibration, self.readout)
             for name in dict.fromkeys((*self.readouts, self.rank_by))
@@ -235,7 +260,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         assert self.calibration is not None
         self.report = {
             "readouts": values,
-            "num_samples": len(self.data.samples),
+            "num_samples": sum(map(sum, next(iter(values.values()))["confusion"])) // self.data.num_permutations,
             "num_permutations": self.data.num_permutations,
             "num_candidates": self.data.num_candidates,
             "num_calibration_samples": self.calibration.num_samples,
@@ -252,14 +277,17 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     # ----------------------------------------------------------------------------------------------------- details
 
+    @property
+    def _model(self) -> VisionLanguageModel:
+        assert self.vlm is not None, "setup loads the model"
+        return self.vlm
+
     def _place(self) -> None:
-        assert self.vlm is not None
-        self.vlm.to(self.device)
+        self._model.to(self.device)
 
     def _evidence(self, batch: Batch) -> Evidence:
-        assert self.vlm is not None
         assert self._trie is not None
-        return self.vlm.evidence(batch, self._trie, self.layers)
+        return self._model.evidence(batch, self._trie, self.layers)
 
     def _check_run_folder(self) -> None:
         if not self.overwrite:
@@ -274,12 +302,21 @@ class AttentionGuidedDebiasing(pl.LightningModule):
                 f"The calibration does not match this configuration ({difference}). Run fit with this configuration, "
                 "or test with the one that the calibration was made with."
             )
+        if self.trainer.state.fn == "predict":
+            return
         calibrated = set(self.provenance["calibration_samples"])
         shared = [sample.id for sample in self.data.samples if sample_key(sample) in calibrated]
         if shared and not self.data.allow_calibration_in_test:
             raise UserError(
                 f"Sample {shared[0]} was used for calibration; test on others, or allow it by name with "
                 "--data.allow_calibration_in_test true."
+            )
+        held_back = self.data.held_back() if self.trainer.state.fn == "test" else []
+        if held_back and not any(sample_key(sample) in calibrated for sample in held_back):
+            raise UserError(
+                f"{len(held_back)} samples of {self.data.annotations} are held back for calibration, but the "
+                "calibration was made on others; name their file with --data.calibration_annotations, or hold none "
+                "back with --data.num_calibration 0."
             )
 
     def _count(self, batch: Batch, choices: dict[str, Tensor]) -> None:
@@ -322,6 +359,15 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             for row, (group, sample_id, permutation, target, log_probs, attention) in enumerate(columns)
             if group >= 0
         ]
+
+
+def _check_finite(evidence: Evidence, batch: Batch) -> None:
+    finite = evidence.log_probs.isfinite().all(1) & evidence.attention.isfinite().flatten(1).all(1)
+    if not finite.all():
+        culprit = batch.ids[int((~finite).nonzero()[0])]
+        raise UserError(
+            f"Sample {culprit}: the model's output is not finite; try --model.vlm.dtype float32 or bfloat16."
+        )
 
 
 def _plain(values: dict[str, Tensor]) -> dict[str, Any]:

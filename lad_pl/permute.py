@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 
 from lad_pl.errors import UserError
 
@@ -49,12 +48,3 @@ def random_permutations(num_candidates: int, count: int, seed: int = 42) -> tupl
         if drawn not in chosen:
             chosen.append(drawn)
     return tuple(chosen)
-
-
-def inverse(permutation: Sequence[int]) -> Permutation:
-    """Position at which each original image is shown.
-
-    >>> inverse((1, 2, 0))
-    (2, 0, 1)
-    """
-    return tuple(sorted(range(len(permutation)), key=permutation.__getitem__))

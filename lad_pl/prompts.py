@@ -52,6 +52,10 @@ class PromptSpec:
                 "prompt.template must contain {caption} and otherwise only {n}, {first}, {last}; "
                 f"it contains {', '.join(sorted('{' + name + '}' for name in named)) or 'no field'}."
             )
+        try:
+            self.text("x", 2)
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(f"prompt.template cannot be filled in: {error}.") from error
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"prompt.image_size is {self.image_size}; give a side in pixels, or null for no resizing.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 LIBRARIES = ("lad_pl", "torch", "transformers", "lightning")
@@ -11,7 +11,7 @@ LIBRARIES = ("lad_pl", "torch", "transformers", "lightning")
 
 def library_versions() -> dict[str, str]:
     """Installed versions of what takes part in a forward pass."""
-    return {name: version(name) for name in LIBRARIES}
+    return {name: _version(name) for name in LIBRARIES}
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
@@ -25,6 +25,13 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str |
         if old.get(name) != new.get(name):
             return f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
     return None
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a checkout on the path, not installed
+        return "unknown"
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -28,7 +28,8 @@ class ReadoutSettings:
     """The free choices of the correction."""
 
     recipe: Recipe = "reference"
-    """At every fork between them: the published code (reference) or the printed equations (paper)."""
+    """Where the arithmetic of the two differs: the published code (reference) or the printed equations (paper). The
+    paper's spans are an option of their own: prompt.spans visual."""
     top_layers: int = 2
     """K: how many of the captured layers, those with the largest attention mass on the images, are read (eq. 8-9)."""
     temperature: float = 5.0

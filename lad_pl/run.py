@@ -69,7 +69,8 @@ class RunFolder:
         if difference:
             raise UserError(
                 f"{output} holds results of another configuration ({difference}). Choose another folder with "
-                "--trainer.default_root_dir, or replace them with --model.overwrite true."
+                f"--trainer.default_root_dir (and --ckpt_path {self.calibration} for its calibration), or replace them "
+                "with --model.overwrite true."
             )
 
     def record(self, stage: str, settings: Mapping[str, Any]) -> None:
@@ -81,11 +82,12 @@ class RunFolder:
     def merge_parts(self, stage: str, world_size: int) -> None:
         """Put the processes' predictions into the samples' order, as one file, at once."""
         parts = [self.part(stage, rank) for rank in range(world_size)]
-        lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
-        numbered = sorted((tuple(json.loads(line)["order"]), line) for line in lines)
-        records = (json.loads(line) for _, line in numbered)
-        text = "".join(_line({key: value for key, value in r.items() if key != "order"}) for r in records)
-        _write(self.predictions(stage), text)
+        records: list[Record] = []
+        for part in parts:
+            with part.open(encoding="utf-8") as file:  # not splitlines: captions may hold other line separators
+                records.extend(map(json.loads, file))
+        records.sort(key=lambda record: record.pop("order"))
+        _write(self.predictions(stage), "".join(map(_line, records)))
         for part in parts:
             part.unlink()
 
@@ -95,11 +97,14 @@ class RunFolder:
 
     def _recorded(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            recorded = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise UserError(f"{self.path / 'run.json'} is damaged; choose another run folder.") from error
+        except ValueError:
+            recorded = None
+        if not isinstance(recorded, dict) or not all("settings" in entry for entry in recorded.values()):
+            raise UserError(f"{self.path / 'run.json'} is damaged; choose another run folder.")
+        return recorded
 
 
 class WriteRun(Callback):
@@ -119,6 +124,8 @@ class WriteRun(Callback):
                 folder.merge_parts(stage, trainer.world_size)
             if stage in ("test", "validate"):
                 folder.write_json(folder.metrics(stage), module.report)
+            elif stage == "predict" and module.overwrite:
+                folder.metrics(stage).unlink(missing_ok=True)  # they were of the predictions just replaced
             folder.record(stage, module.settings())
         trainer.strategy.barrier()
 
@@ -126,7 +133,10 @@ class WriteRun(Callback):
         """Open this process's file of predictions."""
         folder = cast(Any, pl_module).run_folder
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.part(_stage(trainer), trainer.global_rank).write_text("", encoding="utf-8")
+        part = folder.part(_stage(trainer), trainer.global_rank)
+        if part.exists() and part.stat().st_size:
+            os.replace(part, part.with_name(part.name + ".interrupted"))  # of a run that broke off
+        part.write_text("", encoding="utf-8")
 
     on_validation_epoch_start = on_predict_epoch_start = on_test_epoch_start
 

@@ -206,9 +206,8 @@ def test_predict_ranks_prompts_without_answers(options: list[str], tmp_path: Pat
     samples = json.loads((tmp_path / "data" / "annotations.json").read_text())
     for sample in samples:
         del sample["index"]
-    path.write_text(json.dumps(samples[2:]))
-    calibrated = f"--data.calibration_annotations={tmp_path / 'data' / 'annotations.json'}"
-    assert run("predict", *options, f"--data.annotations={path}", calibrated) == 0
+    path.write_text(json.dumps(samples[2:]))  # all of them are ranked: none is held back
+    assert run("predict", *options, f"--data.annotations={path}") == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 24
     assert all(row["target"] is None and sorted(row["ranking"]) == [0, 1, 2] for row in rows)
@@ -269,18 +268,27 @@ def test_bad_annotations(options, tmp_path, capsys, number: int, changes: dict, 
     assert message in fails(capsys, "test", *options)
 
 
+def test_a_missing_image_is_noticed_before_anything_is_computed(options, tmp_path, capsys) -> None:
+    samples = json.loads((tmp_path / "data" / "annotations.json").read_text())
+    (tmp_path / "data" / samples[7]["image_ids"][2]).unlink()
+    line = fails(capsys, "test", *options)
+    assert "Sample 7: image file" in line
+    assert "data.images" in line
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("harm", ["missing", "broken"])
-def test_a_bad_image_keeps_what_was_computed(options, tmp_path, capsys, harm: str, workers: int) -> None:
+def test_a_broken_image_keeps_what_was_computed(options, tmp_path, capsys, workers: int) -> None:
     assert run("fit", *options) == 0
     samples = json.loads((tmp_path / "data" / "annotations.json").read_text())
     image = tmp_path / "data" / samples[7]["image_ids"][2]  # of the last sample only
-    image.unlink() if harm == "missing" else image.write_bytes(image.read_bytes()[:60])
+    image.write_bytes(image.read_bytes()[:60])
     line = fails(capsys, "test", *options, f"--data.num_workers={workers}")
     assert "Sample 7: image file" in line
     assert image.name in line
-    done = (tmp_path / "run" / "predictions.rank0.part").read_text().splitlines()
-    assert len(done) == 5 * 4
+    done = (tmp_path / "run" / "predictions.rank0.part").read_text()
+    assert len(done.splitlines()) == 5 * 4
+    fails(capsys, "test", *options)
+    assert (tmp_path / "run" / "predictions.rank0.part.interrupted").read_text() == done
 
 
 def test_numbers_that_do_not_fit(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,6 +297,10 @@ def test_numbers_that_do_not_fit(options: list[str], capsys: pytest.CaptureFixtu
     assert "data.batch_size is 0" in fails(capsys, "fit", *options, "--data.batch_size=0")
     assert "names layer 6" in fails(capsys, "fit", *options, "--model.layers=2-6")
     assert "captures only 1" in fails(capsys, "fit", *options, "--model.layers=[2]")
+    assert "No readout is chosen" in fails(capsys, "fit", *options, "--model.readouts=[]")
+    assert "cpu_threads is 0" in fails(capsys, "fit", *options, "--model.cpu_threads=0")
+    assert "cannot be filled in" in fails(capsys, "fit", *options, "--model.prompt.template={caption:d}")
+    assert "set model.vlm.dtype instead" in fails(capsys, "fit", *options, "--trainer.precision=bf16-true")
     assert "is not a readout" in fails(capsys, "fit", *options, "--model.readouts=[agdd]")
     assert "top_layers is 0" in fails(capsys, "fit", *options, "--model.readout.top_layers=0")
     assert "asks for 7" in fails(capsys, "test", *options, "--data.num_test=7")
@@ -307,6 +319,94 @@ def test_unfitted(options: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     line = fails(capsys, "test", *options)
     assert "There is no calibration at" in line
     assert "run fit first" in line
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("--model.no_such=1", "unrecognized arguments: --model.no_such=1"),
+        ("--model.readout.top_layers=two", "Expected a <class 'int'>. Got value: two"),
+        ("--data.no_such=1", "Option 'no_such' is not accepted"),
+        ("--data=NoClass", "NoClass"),
+        ("--config=nowhere.yaml", "File does not exist"),
+        ("--trainer.accelerator=abacus", "The trainer's options do not work here"),
+        ("--trainer.strategy=ddq", "The trainer's options do not work here"),
+        ("--trainer.limit_train_batches=0", "Nothing was calibrated on"),
+    ],
+)
+def test_mistyped_options(options, capsys, mistake: str, message: str) -> None:
+    assert message in fails(capsys, "fit", *options, mistake)
+
+
+def test_the_newcomers_first_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "name a model with --config or --model.vlm.path" in fails(capsys, "fit", "--data.annotations=my.json")
+
+
+def test_captions_with_any_character(options, tmp_path, capsys) -> None:
+    caption = 'a "dog"\u2028on {grass}\x85 \n </script> <|im_end|>'
+    edit(tmp_path, 5, caption=caption)
+    assert run("fit", *options) == 0
+    assert run("test", *options) == 0
+    with (tmp_path / "run" / "predictions.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    assert len(rows) == 24
+    assert {row["caption"] for row in rows if row["id"] == "5"} == {caption}
+
+
+def test_a_calibration_from_another_file(options, tmp_path, capsys) -> None:
+    """Nothing of a file is held back for a calibration that was made elsewhere, unless somebody knows it."""
+    assert run("fit", *options) == 0
+    (tmp_path / "more").mkdir()
+    other = f"--data.annotations={write_annotations(tmp_path / 'more', 6, caption='Other noise')}"
+    assert "2 samples of" in fails(capsys, "test", *options, other)
+    assert run("test", *options, other, "--data.num_calibration=0") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_samples"] == 6
+
+
+def test_limits_count_what_was_seen(options, tmp_path, capsys) -> None:
+    assert run("fit", *options, "--trainer.limit_train_batches=1") == 0
+    provenance = torch.load(tmp_path / "run" / "calibration.ckpt", weights_only=True)["provenance"]
+    assert provenance["num_samples"] == len(provenance["calibration_samples"]) == 1
+    assert run("test", *options, "--trainer.limit_test_batches=2") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_samples"] == 2
+
+
+def test_output_that_is_not_finite(options, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lad_pl.types import Evidence
+    from lad_pl.vlm import VisionLanguageModel
+
+    assert run("fit", *options) == 0
+    sound = VisionLanguageModel.evidence
+
+    def overflown(self, batch, trie, layers):
+        evidence = sound(self, batch, trie, layers)
+        return Evidence(evidence.log_probs * (torch.nan if "6" in batch.ids else 1), evidence.attention)
+
+    monkeypatch.setattr(VisionLanguageModel, "evidence", overflown)
+    assert "Sample 6: the model's output is not finite" in fails(capsys, "test", *options)
+
+
+def test_another_chat_template_is_another_prompt(options, tiny_folder, tmp_path, capsys) -> None:
+    import shutil
+
+    assert run("fit", *options) == 0
+    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+    assert run("test", *options, f"--model.vlm.path={copy}") == 0  # a copy is the same model
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text().replace("helpful", "fair"))
+    assert "(processor: " in fails(capsys, "test", *options, f"--model.vlm.path={copy}")
+
+
+def test_data_workers_carry_no_model(options, tiny_folder, tmp_path) -> None:
+    import pickle
+
+    module = AttentionGuidedDebiasing(VLMSpec(str(tiny_folder), dtype="float32"), layers="2-5")
+    data = MultiImageData(str(tmp_path / "data" / "annotations.json"), num_calibration=2)
+    trainer = pl.Trainer(default_root_dir=tmp_path / "python", accelerator="cpu", logger=False, max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    loader = data.train_dataloader()
+    weights = (tiny_folder / "model.safetensors").stat().st_size
+    assert len(pickle.dumps((loader.dataset, loader.collate_fn))) < weights / 10
 
 
 @pytest.mark.parametrize(
@@ -381,21 +481,28 @@ def test_help_and_exit_codes_of_the_process(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "lad_pl", *arguments]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
-    overview = lad_pl("--help")
-    assert overview.returncode == 0
-    assert all(command in overview.stdout for command in ("fit", "validate", "test", "predict"))
     fit = lad_pl("fit", "--help")
     assert fit.returncode == 0
-    assert "--model.vlm.path" in fit.stdout
-    assert "decoder layers whose attention is captured" in " ".join(fit.stdout.split())
-    assert "how many of the captured layers" in " ".join(fit.stdout.split())
-    wrong = lad_pl("fit", "--model.no_such_option=1")
-    assert wrong.returncode == 2
-    assert "no_such_option" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    told = " ".join(fit.stdout.split())
+    assert "--model.vlm.path" in told
+    assert "decoder layers whose attention is captured" in told
+    assert "how many of the captured layers" in told
     missing = lad_pl("test")
     assert missing.returncode == 2
     assert missing.stderr.strip().splitlines()[-1].startswith("lad_pl: There is no calibration")
     assert "Traceback" not in missing.stderr
-    printed = lad_pl("fit", "--print_config")
-    assert yaml.safe_load(printed.stdout)["model"]["vlm"]["path"] == "demo"
+
+
+def test_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "fit Calibrate on a few samples." in told
+    assert "predict Rank the images of prompts whose answer nobody knows." in told
+
+
+def test_a_saved_configuration_can_be_used_again(options: list[str], tmp_path: Path) -> None:
+    assert run("fit", *options) == 0
+    assert run("test", *options, f"--ckpt_path={tmp_path / 'run' / 'calibration.ckpt'}") == 0
+    assert run("fit", f"--config={tmp_path / 'run' / 'config.yaml'}") == 0

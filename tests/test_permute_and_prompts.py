@@ -4,7 +4,7 @@ import pytest
 import reference
 
 from lad_pl.errors import UserError
-from lad_pl.permute import cyclic_shifts, inverse, random_permutations
+from lad_pl.permute import cyclic_shifts, random_permutations
 from lad_pl.prompts import PromptSpec, identifiers
 
 
@@ -25,11 +25,6 @@ def test_more_permutations_than_there_are() -> None:
         random_permutations(3, 7)
     with pytest.raises(UserError, match="at least 1"):
         random_permutations(3, 0)
-
-
-def test_inverse_undoes() -> None:
-    for permutation in random_permutations(6, 10):
-        assert tuple(permutation[place] for place in inverse(permutation)) == tuple(range(6))
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,14 @@ def test_last_row_under_every_kind_of_mask(kind: str) -> None:
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
+def test_half_precision_does_not_round_the_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (5 * torch.randn(1, 4, 300, 16, generator=generator).bfloat16() for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = last_query_attention(query, key, None)
+    torch.testing.assert_close(got, last_query_attention(query.float(), key.float(), None), atol=1e-6, rtol=0)
+
+
 def test_flash_attention_by_name(tiny_vlm: VisionLanguageModel, pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in with flash attention's contract (2-D mask or none, no weights) is read like the real one."""
 

@@ -27,7 +27,7 @@ def read_annotations(path: str | Path) -> list[Sample]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the annotation file {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"The annotation file {path} is not valid JSON: {error}.") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"The annotation file {path} must hold a non-empty JSON list of samples.")
@@ -37,8 +37,9 @@ def read_annotations(path: str | Path) -> list[Sample]:
 
 
 def digest(samples: Sequence[Sample]) -> str:
-    """A short fingerprint of a list of samples, in order."""
-    return hashlib.sha256("\n".join(map(sample_key, samples)).encode()).hexdigest()[:16]
+    """A short fingerprint of everything in a list of samples."""
+    content = [[sample.id, sample.images, sample.caption, sample.target] for sample in samples]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def sample_key(sample: Sample) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
 
 from lad_pl.assets import asset
+from lad_pl.data.dataset import LoadImage
+from lad_pl.data.images import resize
 from lad_pl.data.module import MultiImageData
 from lad_pl.demo.scenes import load_image
 from lad_pl.errors import UserError
@@ -58,9 +61,16 @@ class DemoData(MultiImageData):
             **options,
         )
 
-    def load_image(self, name: str) -> Image.Image:
-        """Render one scene, 56 x 56, RGB."""
-        try:
-            return load_image(name)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    def image_loader(self, side: int | None) -> LoadImage:
+        """The function that renders one scene, 56 x 56 pixels, RGB, resized to ``side`` pixels square if given."""
+        return partial(_load_scene, side=side)
+
+    def check_images(self) -> None:
+        """Scenes are rendered; there are no files to miss."""
+
+
+def _load_scene(name: str, side: int | None) -> Image.Image:
+    try:
+        return resize(load_image(name), side)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -9,6 +9,15 @@ from PIL import Image, UnidentifiedImageError
 from lad_pl.errors import UserError
 
 
+def load_photo(name: str, folder: Path, side: int | None) -> Image.Image:
+    """Decode and resize one image of a folder; a plain function, so that data workers carry nothing else.
+
+    Raises:
+        UserError: the file is missing, truncated or no image.
+    """
+    return resize(open_image(folder / name), side)
+
+
 def open_image(path: Path) -> Image.Image:
     """Decode a file completely, as RGB.
 
@@ -20,7 +29,7 @@ def open_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image file {path} does not exist") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"image file {path} cannot be read ({error})") from error
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from lad_pl.data.annotations import read_annotations
-from lad_pl.data.dataset import PermutedSamples, Shard
-from lad_pl.data.images import open_image, resize
+from lad_pl.data.dataset import LoadImage, PermutedSamples, Shard
+from lad_pl.data.images import load_photo
 from lad_pl.errors import UserError
 from lad_pl.permute import Permutation, cyclic_shifts, random_permutations
 from lad_pl.types import PermutedSample, Sample
@@ -32,9 +31,9 @@ class MultiImageData(pl.LightningDataModule):
         images: folder that the image names are relative to; the annotation file's own folder if unset.
         calibration_annotations: another file to take the calibration samples from.
         validation_annotations: file of the samples that ``validate`` uses; choose settings there, not on test samples.
-        num_calibration: how many samples to calibrate on.
+        num_calibration: how many samples to calibrate on; 0 holds none back from the test.
         calibration_offset: place of the first calibration sample in its file.
-        num_test: how many of the remaining samples to test or predict on; all if unset.
+        num_test: how many of the remaining samples to test on, or of all to predict on; all if unset.
         allow_calibration_in_test: let calibration samples be test samples too, as the published code does.
         num_permutations: T, the orders in which every test sample is shown: the given one, then random ones.
         permutation_seed: seed of the random orders.
@@ -82,12 +81,13 @@ class MultiImageData(pl.LightningDataModule):
             UserError: a file or a number does not fit; see :func:`lad_pl.data.read_annotations`.
         """
         self._check_numbers()
-        splits = {"fit": self.calibration_samples, "validate": self.validation_samples}
+        splits = {"fit": self.calibration_samples, "validate": self.validation_samples, "predict": self.all_samples}
         self.samples = splits.get(stage, self.test_samples)()
         unknown = [sample.id for sample in self.samples if sample.target is None]
         if unknown and stage != "predict":
             raise UserError(f"Sample {unknown[0]} has no index, and {stage} needs the right answer; use predict.")
         random_permutations(self.num_candidates, self.num_permutations)  # fails early if there are not so many
+        self.check_images()
 
     @property
     def num_candidates(self) -> int:
@@ -114,21 +114,41 @@ class MultiImageData(pl.LightningDataModule):
 
     def test_samples(self) -> Split:
         """The samples that are not for calibration, in the file's order; the first ``num_test`` of them."""
+        held_back = {sample.id for sample in self.held_back()}
+        samples = [sample for sample in read_annotations(self.annotations) if sample.id not in held_back]
+        return self._first(samples, f"leaves {len(samples)} samples beside the {len(held_back)} for calibration")
+
+    def all_samples(self) -> Split:
+        """Every sample of the file, for prediction; the first ``num_test`` of them."""
         samples = read_annotations(self.annotations)
-        if self.calibration_annotations == self.annotations and not self.allow_calibration_in_test:
-            first, last = self.calibration_offset, self.calibration_offset + self.num_calibration
-            samples = samples[:first] + samples[last:]
+        return self._first(samples, f"has {len(samples)} samples")
+
+    def held_back(self) -> Split:
+        """The samples of the test file that are kept for calibration."""
+        if self.calibration_annotations != self.annotations or self.allow_calibration_in_test:
+            return []
+        return self.calibration_samples()
+
+    def _first(self, samples: Split, found: str) -> Split:
         chosen = samples[: self.num_test]
         if not chosen or len(chosen) < (self.num_test or 0):
-            raise UserError(
-                f"{self.annotations} leaves {len(samples)} test samples beside those for calibration; "
-                + (f"data.num_test asks for {self.num_test}." if self.num_test else "add samples.")
-            )
+            asked = f"data.num_test asks for {self.num_test}" if self.num_test else "add samples"
+            raise UserError(f"{self.annotations} {found}; {asked}.")
         return chosen
 
-    def load_image(self, name: str) -> Image.Image:
-        """Decode one image, as RGB."""
-        return open_image(self.images / name)
+    def image_loader(self, side: int | None) -> LoadImage:
+        """The function that decodes one image by its name, as RGB, resized to ``side`` pixels square if given."""
+        return partial(load_photo, folder=self.images, side=side)
+
+    def check_images(self) -> None:
+        """Raise a UserError for the first image file of this stage that does not exist."""
+        for sample in self.samples:
+            for name in sample.images:
+                if not (self.images / name).is_file():
+                    raise UserError(
+                        f"Sample {sample.id}: image file {self.images / name} does not exist; mend the sample, or name "
+                        "the image folder with data.images."
+                    )
 
     # -------------------------------------------------------------------------------------------- the dataloaders
 
@@ -153,7 +173,7 @@ class MultiImageData(pl.LightningDataModule):
         trainer = self.trainer
         encode = getattr(trainer.lightning_module, "encoder", None) if trainer is not None else None
         side = encode.prompt.image_size if encode is not None else None
-        dataset = PermutedSamples(self.samples, permutations, partial(self._load_resized, side=side))
+        dataset = PermutedSamples(self.samples, permutations, self.image_loader(side))
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         return DataLoader(
             dataset,
@@ -164,11 +184,8 @@ class MultiImageData(pl.LightningDataModule):
             pin_memory=False,
         )
 
-    def _load_resized(self, name: str, side: int | None) -> Image.Image:
-        return resize(self.load_image(name), side)
-
     def _check_numbers(self) -> None:
-        least = {"num_calibration": 1, "calibration_offset": 0, "num_permutations": 1, "batch_size": 1}
+        least = {"num_calibration": 0, "calibration_offset": 0, "num_permutations": 1, "batch_size": 1}
         for name, minimum in {**least, "num_workers": 0}.items():
             if getattr(self, name) < minimum:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {minimum}.")

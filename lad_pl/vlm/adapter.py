@@ -71,7 +71,7 @@ class VisionLanguageModel:
         Raises:
             UserError: the choice cannot be read or lies beyond the model.
         """
-        if isinstance(choice, list):
+        if isinstance(choice, list | tuple):
             chosen = tuple(choice)
         elif isinstance(choice, float):
             if not 0 <= choice < 1:
@@ -162,10 +162,16 @@ class VisionLanguageModel:
         output.past_key_values.crop(-len(prefix))
         return continued.logits[:, -1]
 
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit, where the model came from there."""
+        return getattr(self.model.config, "_commit_hash", None)
+
     def fingerprint(self) -> str:
         """A short digest of the weights: the same for a hub id and its local copy, another for other weights.
 
-        Reads the first and last values of every tensor in bfloat16, so that the loading dtype does not matter.
+        Reads the first and last values of every tensor, rounded to bfloat16, so that loading the same files in
+        float32 or in bfloat16 makes no difference.
         """
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):

@@ -6,6 +6,8 @@ the images' blocks of tokens: the text between them stays, and an image's tokens
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,17 +95,27 @@ class PromptEncoder:
             tokens.append(ids[len(base) :])
         return AnswerTrie.build(names, tokens, self._end_of_turn())
 
+    def fingerprint(self) -> str:
+        """A short digest of the chat template's words and of what the image processor does."""
+        settings = self.processor.image_processor.to_dict()
+        kept = {name: value for name, value in settings.items() if not name.startswith("_") and "class" not in name}
+        described = json.dumps([self._chat("x"), kept], sort_keys=True, default=str)
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
+
     def _process(self, item: PermutedSample) -> tuple[TokenFields, TokenFields]:
         """Token fields (S,) and image fields of one sample, images in the annotation's order."""
         text = self.prompt.text(item.sample.caption, item.sample.num_candidates)
-        fields: Any = self.processor.apply_chat_template(
-            [_user_turn([{"type": "image", "image": image} for image in item.images], text)],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            sanitize_control_tokens=True,  # a caption that spells <|image_pad|> stays text
-        )
+        try:
+            fields: Any = self.processor.apply_chat_template(
+                [_user_turn([{"type": "image", "image": image} for image in item.images], text)],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                sanitize_control_tokens=True,  # a caption that spells <|image_pad|> stays text
+            )
+        except (ValueError, TypeError) as error:
+            raise UserError(f"Sample {item.sample.id}: the model's processor refuses it: {error}") from error
         shape = fields["input_ids"].shape
         tokens = {name: values[0] for name, values in fields.items() if values.shape == shape}
         return tokens, {name: values for name, values in fields.items() if name not in tokens}

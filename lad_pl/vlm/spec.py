@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from lad_pl.assets import asset
@@ -46,7 +47,10 @@ class VLMSpec:
         Raises:
             UserError: the folder or hub id cannot be read.
         """
-        return self._load(AutoProcessor, "processor")
+        processor = self._load(AutoProcessor, "processor")
+        if getattr(processor, "chat_template", None) is None:
+            raise UserError(f"The processor '{self.path}' has no chat template; use an instruction-tuned model.")
+        return processor
 
     def load_model(self) -> PreTrainedModel:
         """The model in evaluation mode, frozen.
@@ -57,6 +61,10 @@ class VLMSpec:
         """
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise UserError(f"vlm.dtype is '{self.dtype}'; choose auto, float32, bfloat16 or float16.")
+        decided = {"dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code"}
+        if decided & set(self.options):
+            name = min(decided & set(self.options))
+            raise UserError(f"vlm.options names '{name}', which has an option of its own: vlm.{name}.")
         model, report = self._load(
             AutoModelForImageTextToText,
             "model",
@@ -84,7 +92,7 @@ class VLMSpec:
                 trust_remote_code=self.trust_remote_code,
                 **arguments,
             )
-        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"Cannot load the {what} '{self.path}': {_first_line(error)}. {self._remedy()}") from error
 
     def _remedy(self) -> str:
