@@ -316,6 +316,12 @@ def test_models_that_cannot_be_loaded(tiny_folder: Path, change: dict[str, str],
         VisionLanguageModel.load(replace(VLMSpec(str(tiny_folder)), **change))
 
 
+def test_a_model_without_attention_backend(tiny_folder: Path, tiny_vlm: VisionLanguageModel, monkeypatch) -> None:
+    monkeypatch.setattr(tiny_vlm.model, "_supports_attention_backend", False, raising=False)
+    with pytest.raises(UserError, match=r"set vlm\.attn_implementation to eager"):
+        VisionLanguageModel(tiny_vlm.model, tiny_vlm.processor)
+
+
 def test_weights_with_a_hole_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -21,43 +21,22 @@ class DemoData(MultiImageData):
     Args:
         num_candidates: N, the number of images per sample: 4, 8 or 12.
         difficulty: random (the other images are any scenes) or adversarial (they differ from the right one in little).
-        num_calibration: how many samples to calibrate on.
-        calibration_offset: place of the first calibration sample in its file.
-        num_test: how many of the remaining samples to test or predict on; all 300 if unset.
-        allow_calibration_in_test: let calibration samples be test samples too.
-        num_permutations: T, the orders in which every test sample is shown: the given one, then random ones.
-        permutation_seed: seed of the random orders.
         batch_size: samples per batch; their T permutations (N shifts in ``fit``) travel with them.
-        num_workers: processes that render and encode ahead of the model; 0 does it in the main process.
+        options: further arguments of :class:`MultiImageData`.
     """
 
     def __init__(
         self,
         num_candidates: Literal[4, 8, 12] = 4,
         difficulty: Literal["random", "adversarial"] = "random",
-        num_calibration: int = 5,
-        calibration_offset: int = 0,
-        num_test: int | None = None,
-        allow_calibration_in_test: bool = False,
-        num_permutations: int = 5,
-        permutation_seed: int = 42,
         batch_size: int = 4,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        folder = asset("data/demo")
-        options: dict[str, Any] = {
-            "num_calibration": num_calibration,
-            "calibration_offset": calibration_offset,
-            "num_test": num_test,
-            "allow_calibration_in_test": allow_calibration_in_test,
-            "num_permutations": num_permutations,
-            "permutation_seed": permutation_seed,
-            "batch_size": batch_size,
-            "num_workers": num_workers,
-        }
+        folder, name = asset("data/demo"), f"{num_candidates}_{difficulty}.json"
         super().__init__(
-            str(folder / f"annotations_{num_candidates}_{difficulty}.json"),
-            validation_annotations=str(folder / f"validation_{num_candidates}_{difficulty}.json"),
+            annotations=str(folder / f"annotations_{name}"),
+            validation_annotations=str(folder / f"validation_{name}"),
+            batch_size=batch_size,
             **options,
         )
 
