@@ -103,11 +103,12 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.vlm is None:
-            self.vlm = VisionLanguageModel.load(self.vlm_spec)
-            self.encoder = self.vlm.encoder(self.prompt)
-            self.layers = self.vlm.layers(self.layer_choice)
-            self.weights = self.vlm.fingerprint()
+            vlm = VisionLanguageModel.load(self.vlm_spec)
+            self.encoder = vlm.encoder(self.prompt)
+            self.layers = vlm.layers(self.layer_choice)
+            self.weights = vlm.fingerprint()
             self.inputs = self.encoder.fingerprint()
+            self.vlm = vlm
         if self.readout.top_layers > len(self.layers):
             raise UserError(
                 f"model.readout.top_layers is {self.readout.top_layers}, but model.layers captures only "
