@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --constraint .ci/constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test models lint clean
 
 ## demo: environment, calibration and test of the embedded demo model; ends with a table
 demo: $(VENV)/.installed
@@ -13,6 +13,10 @@ demo: $(VENV)/.installed
 ## test: environment and the whole test suite
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses auto
+
+## models: measure every model family again and write the README's table of models
+models: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest tests/test_families.py --write-models-table
 
 ## lint: style, format and types
 lint: $(VENV)/.installed-dev

@@ -28,6 +28,7 @@ class AttentionMass:
         self.layers = tuple(layers)
         self._spans = spans
         self._by_layer: dict[int, Tensor] = {}
+        self._unseen: dict[int, Tensor] = {}
 
     def add(self, layer: int, weights: Tensor | None) -> None:
         """Keep one layer's sums.
@@ -36,14 +37,19 @@ class AttentionMass:
             layer: index of the decoder layer.
             weights: (B, H, Q, S) attention of the last Q >= 1 queries, or None if the backend gave nothing.
         """
-        if weights is not None:
-            self._by_layer[layer] = torch.einsum("bhs,bsn->bhn", weights[:, :, -1].float(), self._spans)
+        if weights is None:
+            return
+        row = weights[:, :, -1].float()
+        spans = self._spans.to(row.device)  # a model spread over devices
+        self._by_layer[layer] = torch.einsum("bhs,bsn->bhn", row, spans)
+        # Softmax gives a visible token some weight in some head; a token behind the window has none in any.
+        self._unseen[layer] = ((row.amax(1) == 0)[:, :, None] & spans.bool()).any(1)
 
     def stacked(self) -> Tensor:
         """(B, L, H, N) attention mass, layers in the order asked for.
 
         Raises:
-            UserError: a layer has yielded nothing.
+            UserError: a layer has yielded nothing, or does not see the whole of an image.
         """
         silent = [layer for layer in self.layers if layer not in self._by_layer]
         if silent:
@@ -51,13 +57,21 @@ class AttentionMass:
                 f"Layer {silent[0]} yielded no attention; use another attention backend "
                 "(vlm.attn_implementation: sdpa, flash_attention_2 or eager) or other layers."
             )
-        device = self._by_layer[self.layers[0]].device  # a model spread over devices answers from several
+        device = self._by_layer[self.layers[0]].device
+        unseen = torch.stack([self._unseen[layer].to(device) for layer in self.layers])
+        if unseen.any():
+            place, _, image = unseen.nonzero()[0].tolist()
+            blind = [layer for layer, images in zip(self.layers, unseen, strict=True) if images.any()]
+            raise UserError(
+                f"Layer {self.layers[place]} does not see the whole of image {image + 1}: the prompt is longer than "
+                f"its attention window. Leave out {_listed(blind)} (model.layers), or show fewer or smaller images."
+            )
         return torch.stack([self._by_layer[layer].to(device) for layer in self.layers], 1)
 
 
 @contextmanager
 def capture(
-    attention_modules: Sequence[nn.Module],
+    attention_modules: Sequence[nn.Module | None],
     layers: Sequence[int],
     position_of_token: Tensor,
     num_candidates: int,
@@ -66,19 +80,19 @@ def capture(
     """Collect attention mass from the forward passes inside the ``with`` block.
 
     Args:
-        attention_modules: the decoder's attention modules, one per layer.
+        attention_modules: the decoder's attention modules, one per layer; None where a layer has none.
         layers: indices of the layers to watch.
         position_of_token: (B, S) position of the image that each prompt token belongs to, or -1.
         num_candidates: N.
         backend: the name of the model's attention implementation.
 
     Raises:
-        UserError: a layer lies beyond the model.
+        UserError: a layer lies beyond the model or has no attention.
     """
-    check_layers(layers, len(attention_modules))
+    check_layers(layers, attention_modules)
     spans = (position_of_token[:, :, None] == torch.arange(num_candidates, device=position_of_token.device)).float()
     mass = AttentionMass(layers, spans)
-    watched = {attention_modules[layer]: layer for layer in layers}
+    watched = {module: layer for layer in layers if (module := attention_modules[layer]) is not None}
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
@@ -92,13 +106,25 @@ def capture(
         yield mass
 
 
-def check_layers(layers: Sequence[int], depth: int) -> None:
-    """Raise a UserError if there is no layer, one twice, or one beyond a decoder of ``depth`` layers."""
+def check_layers(layers: Sequence[int], attention_modules: Sequence[nn.Module | None]) -> None:
+    """Raise a UserError if there is no layer, one twice, one beyond the decoder, or one without attention."""
+    depth = len(attention_modules)
     beyond = [layer for layer in layers if not 0 <= layer < depth]
     if beyond:
         raise UserError(f"model.layers names layer {beyond[0]}, but the model has layers 0 to {depth - 1}.")
     if not layers or len(set(layers)) < len(layers):
         raise UserError("model.layers must name at least one layer, and each once.")
+    without = [layer for layer in layers if attention_modules[layer] is None]
+    if without:
+        others = [layer for layer, module in enumerate(attention_modules) if module is not None]
+        raise UserError(
+            f"model.layers names {_listed(without)}, which see no image: they have no attention (recurrent or "
+            f"convolutional). This model's attention is in {_listed(others)}."
+        )
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from lad_pl.readouts import READOUTS, ReadoutSettings, check_names
 from lad_pl.run import Record, RunFolder, WriteRun
 from lad_pl.types import Batch, Calibration, Evidence
 from lad_pl.vlm import PromptEncoder, VisionLanguageModel, VLMSpec
-from lad_pl.vlm.adapter import LayerChoice
+from lad_pl.vlm.layers import LayerChoice
 
 DEFAULT_READOUTS = ("vanilla", "pride", "raw_attention", "purified_attention", "agd", "head_information")
 
@@ -105,7 +105,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         if self.vlm is None:
             vlm = VisionLanguageModel.load(self.vlm_spec)
             self.encoder = vlm.encoder(self.prompt)
-            self.layers = vlm.layers(self.layer_choice)
+            self.layers = vlm.layers.choose(self.layer_choice)
             self.weights = vlm.fingerprint()
             self.inputs = self.encoder.fingerprint()
             self.vlm = vlm

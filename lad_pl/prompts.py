@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal
 
 from lad_pl.errors import UserError
 
@@ -37,9 +37,16 @@ class PromptSpec:
     image_size: int | None = 336
     """Side in pixels to which every image is resized (square, bicubic) before the model's own processor, as the
     published code does; null leaves images as they are."""
+    images_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Options of the model's own image processor, such as max_pixels, max_patches or do_image_splitting."""
     spans: SpanRule = "delimiters"
     """Tokens counted as an image's: its visual tokens and the delimiters around them (the published code), or the
     visual tokens alone (the paper's eq. 6)."""
+    system: str | None = None
+    """Words of a system turn; null leaves it to the model's chat template."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the model's chat template, such as enable_thinking: false for a model that would else think aloud
+    before it answers."""
 
     def __post_init__(self) -> None:
         known = {"n", "first", "last", "caption"}
@@ -64,7 +71,7 @@ class PromptSpec:
         names = identifiers(self.identifiers, num_candidates)
         return self.template.format(n=num_candidates, first=names[0], last=names[-1], caption=caption)
 
-    def settings(self) -> dict[str, str | int | None]:
+    def settings(self) -> dict[str, Any]:
         """The fields as plain values, for provenance."""
         return asdict(self)
 

@@ -54,8 +54,10 @@ class Batch:
     """Per-token model inputs, each (B, S), padded on the left: ``input_ids``, ``attention_mask``, ..."""
     position_of_token: Tensor
     """(B, S): the position (0..N-1) whose image span the token belongs to, or -1."""
-    vision: dict[str, Tensor]
-    """What the image processor made of the M distinct images, in ``image_rows`` order."""
+    vision: tuple[dict[str, Any], ...]
+    """What the image processor made of the images of each sample, every distinct image once."""
+    visual_tokens: tuple[int, ...]
+    """How many visual tokens each of the M distinct images has, in ``image_rows`` order."""
     image_rows: Tensor
     """(B, N): which of the M distinct images stands at each position."""
     permutations: Tensor
@@ -78,6 +80,8 @@ class Batch:
                 return value.to(device, non_blocking=True)
             if isinstance(value, dict):
                 return {key: move(item) for key, item in value.items()}
+            if isinstance(value, tuple | list):
+                return type(value)(move(item) for item in value)
             return value
 
         return replace(self, **{item.name: move(getattr(self, item.name)) for item in fields(self)})

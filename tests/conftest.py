@@ -6,16 +6,29 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
 
+from collections.abc import Callable
 from pathlib import Path
 
+import models_table
 import pytest
 import torch
+from families import Family
 from tiny_vlm import build_tiny_qwen
 
 from lad_pl import PromptSpec, VisionLanguageModel, VLMSpec
 
+MEASURED = pytest.StashKey[dict[str, dict[str, float]]]()
 SHARED = Path(__file__).parents[1].parent / "shared"
 torch.set_num_threads(1)  # the models are tiny
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-models-table", action="store_true", help="write what was measured into README.md")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus == 0 and session.config.getoption("--write-models-table"):
+        models_table.write(session.config.stash[MEASURED])
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +62,16 @@ def tiny_vlm(tiny_folder: Path) -> VisionLanguageModel:
 def small_prompt() -> PromptSpec:
     """Images as they are: of different size."""
     return PromptSpec(image_size=None)
+
+
+@pytest.fixture(scope="session")
+def measured(request: pytest.FixtureRequest) -> Callable[..., float]:
+    """Keeps the largest error of every check of every family, for the table of models."""
+    record = request.config.stash.setdefault(MEASURED, {})
+
+    def keep(family: Family, check: str, error: float) -> float:
+        errors = record.setdefault(family.name, {})
+        errors[check] = max(error, errors.get(check, 0.0))
+        return error
+
+    return keep

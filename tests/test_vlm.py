@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lad_pl import PromptSpec, UserError, VisionLanguageModel, VLMSpec
 from lad_pl.capture import capture, last_query_attention
 from lad_pl.permute import random_permutations
 from lad_pl.types import PermutedSample, Sample
+from lad_pl.vlm.layers import DecoderLayers
 
 SIZES = ((60, 90), (90, 60), (56, 56), (120, 40))
 LAYERS = (1, 3, 5)
@@ -186,7 +188,7 @@ def test_no_hook_is_left(tiny_vlm: VisionLanguageModel, pictures: list[Image.Ima
 def test_a_layer_that_yields_nothing_is_an_error(tiny_vlm: VisionLanguageModel) -> None:
     spans = torch.zeros(1, 3, dtype=torch.long)
     with (
-        capture(tiny_vlm.attention_modules, [2], spans, 1, "sdpa") as mass,
+        capture(tiny_vlm.layers.attention, [2], spans, 1, "sdpa") as mass,
         pytest.raises(UserError, match="Layer 2 yielded no attention"),
     ):
         mass.stacked()
@@ -194,26 +196,25 @@ def test_a_layer_that_yields_nothing_is_an_error(tiny_vlm: VisionLanguageModel) 
 
 def test_a_layer_beyond_the_model(tiny_vlm: VisionLanguageModel) -> None:
     with pytest.raises(UserError, match="names layer 6, but the model has layers 0 to 5"):
-        tiny_vlm.layers([3, 6])
+        tiny_vlm.layers.choose([3, 6])
 
 
 @pytest.mark.parametrize(
     ("choice", "layers"), [([0, 4], (0, 4)), ("2-4", (2, 3, 4)), (0.58, (3, 4, 5)), (0.0, (0, 1, 2, 3, 4, 5))]
 )
 def test_layer_choices(tiny_vlm: VisionLanguageModel, choice, layers: tuple[int, ...]) -> None:
-    assert tiny_vlm.layers(choice) == layers
+    assert tiny_vlm.layers.choose(choice) == layers
 
 
 def test_the_default_is_the_published_layers_at_the_published_depth(tiny_vlm: VisionLanguageModel) -> None:
-    deep = VisionLanguageModel.__new__(VisionLanguageModel)
-    deep.attention_modules = tiny_vlm.attention_modules * 6
-    assert deep.layers(0.58) == tuple(range(21, 36))
+    deep = DecoderLayers(tiny_vlm.layers.attention * 6, tiny_vlm.layers.kinds * 6)
+    assert deep.choose(0.58) == tuple(range(21, 36))
 
 
 @pytest.mark.parametrize("choice", ["last", "3-", [], [1, 1], 1.5])
 def test_layer_choices_that_cannot_be_read(tiny_vlm: VisionLanguageModel, choice) -> None:
     with pytest.raises(UserError, match=r"model\.layers"):
-        tiny_vlm.layers(choice)
+        tiny_vlm.layers.choose(choice)
 
 
 # ------------------------------------------------------------------------------------------------- the attention row
@@ -316,10 +317,65 @@ def test_models_that_cannot_be_loaded(tiny_folder: Path, change: dict[str, str],
         VisionLanguageModel.load(replace(VLMSpec(str(tiny_folder)), **change))
 
 
-def test_a_model_without_attention_backend(tiny_folder: Path, tiny_vlm: VisionLanguageModel, monkeypatch) -> None:
-    monkeypatch.setattr(tiny_vlm.model, "_supports_attention_backend", False, raising=False)
-    with pytest.raises(UserError, match=r"set vlm\.attn_implementation to eager"):
-        VisionLanguageModel(tiny_vlm.model, tiny_vlm.processor)
+def test_every_option_reaches_from_pretrained(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(path: str, **options: Any) -> None:
+        seen.update(path=path, **options)
+        raise OSError("enough")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", record)
+    wanted: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "attn_implementation": "flash_attention_2",
+        "revision": "v1.0",
+        "device_map": "auto",
+        "local_files_only": True,
+        "trust_remote_code": True,
+    }
+    extra = {"max_memory": {0: "20GiB", "cpu": "60GiB"}, "quantization_config": {"quant_method": "quanto"}}
+    with pytest.raises(UserError, match="enough"):
+        VLMSpec("somebody/model", **wanted, options=extra).load_model()
+    assert seen.items() >= ({"path": "somebody/model", "use_safetensors": True} | wanted | extra).items()
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        {"device_map": "auto"},
+        {"device_map": {"model.visual": "cpu", "model.language_model": "disk", "lm_head": "cpu"}},
+        {"device_map": "auto", "options": {"max_memory": {"cpu": "400KB"}}},
+    ],
+    ids=["auto", "language model on disk", "little memory"],
+)
+def test_a_model_spread_by_accelerate(
+    tiny_folder: Path, tiny_vlm: VisionLanguageModel, pictures, tmp_path: Path, placement: dict[str, Any]
+) -> None:
+    options = {"offload_folder": str(tmp_path), **placement.get("options", {})}
+    spread = VisionLanguageModel.load(
+        VLMSpec(str(tiny_folder), dtype="float32", device_map=placement["device_map"], options=options)
+    )
+    encoder = tiny_vlm.encoder(PromptSpec(image_size=None))
+    trie, batch = encoder.answer_trie(12), encoder([item(pictures, 12, 2)])
+    expected = tiny_vlm.evidence(batch, trie, LAYERS)
+    got = spread.to(torch.device("cpu")).evidence(batch, trie, LAYERS)
+    torch.testing.assert_close(got.log_probs, expected.log_probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.attention, expected.attention, atol=1e-6, rtol=0)
+    assert spread.fingerprint() == tiny_vlm.fingerprint()
+
+
+def test_a_quantised_model(tiny_folder: Path, tiny_vlm: VisionLanguageModel, pictures) -> None:
+    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
+    eight_bit = VLMSpec(
+        str(tiny_folder), "float32", options={"quantization_config": {"quant_method": "quanto", "weights": "int8"}}
+    )
+    vlm = VisionLanguageModel.load(eight_bit).to(torch.device("cpu"))
+    encoder = vlm.encoder(PromptSpec(image_size=None))
+    trie, batch = encoder.answer_trie(4), encoder([item(pictures, 4, 4)])
+    exact, rounded = (model.evidence(batch, trie, LAYERS) for model in (tiny_vlm, vlm))
+    difference = (exact.attention - rounded.attention).abs().max()
+    assert 0 < difference < 0.1
+    assert vlm.fingerprint() != tiny_vlm.fingerprint()
 
 
 def test_weights_with_a_hole_are_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from accelerate.utils import align_module_device
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
 
 from lad_pl.answers import AnswerTrie, Prefix
-from lad_pl.capture import capture, check_layers
+from lad_pl.capture import capture
 from lad_pl.errors import UserError
 from lad_pl.prompts import PromptSpec
 from lad_pl.types import Batch, Evidence
 from lad_pl.vlm.encoder import PromptEncoder
+from lad_pl.vlm.features import PerImageFeatures
+from lad_pl.vlm.layers import DecoderLayers
 from lad_pl.vlm.spec import VLMSpec
-
-LayerChoice = list[int] | str | float
 
 
 class VisionLanguageModel:
@@ -30,18 +33,17 @@ class VisionLanguageModel:
         processor: the model's processor.
 
     Raises:
-        UserError: the model's attention cannot be read, or it takes no precomputed image features.
+        UserError: the model has no stack of decoder layers, or takes no precomputed image features.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.model: Any = model
         self.processor = processor
-        self.attention_modules = _attention_modules(model)
-        self.backend: str = model.config.get_text_config()._attn_implementation
-        if self.backend != "eager" and not model._supports_attention_backend:
+        self.layers = DecoderLayers.of(model)
+        self.backend: str = self.model.config.get_text_config()._attn_implementation
+        if not _takes_image_features(model):
             raise UserError(
-                f"{type(model).__name__} has no attention backend to read from under '{self.backend}'; "
-                "set vlm.attn_implementation to eager."
+                f"{type(model).__name__} takes no precomputed image features; this model family is not supported."
             )
 
     @classmethod
@@ -50,50 +52,32 @@ class VisionLanguageModel:
         return cls(spec.load_model(), spec.load_processor())
 
     def to(self, device: torch.device) -> VisionLanguageModel:
-        """Move the weights to ``device``, unless accelerate has placed them (``device_map``)."""
-        if getattr(self.model, "hf_device_map", None) is None:
+        """Move the weights to ``device``, unless they are there or accelerate has placed them (``device_map``)."""
+        if getattr(self.model, "hf_device_map", None) is None and self.device != device:
             self.model.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
         """Where the inputs go."""
-        return self.model.get_input_embeddings().weight.device
-
-    @property
-    def num_layers(self) -> int:
-        """Depth of the decoder."""
-        return len(self.attention_modules)
-
-    def layers(self, choice: LayerChoice) -> tuple[int, ...]:
-        """Resolve a layer choice: a list, a range ('21-35', inclusive), or the fraction of the depth to start from.
-
-        Raises:
-            UserError: the choice cannot be read or lies beyond the model.
-        """
-        if isinstance(choice, list | tuple):
-            chosen = tuple(choice)
-        elif isinstance(choice, float):
-            if not 0 <= choice < 1:
-                raise UserError(f"model.layers is {choice}; a fraction of the depth lies between 0 and 1.")
-            chosen = tuple(range(round(choice * self.num_layers), self.num_layers))
-        else:
-            first, dash, last = str(choice).partition("-")
-            if not (first.strip().isdigit() and dash and last.strip().isdigit()):
-                raise UserError(
-                    f"model.layers is '{choice}'; give a list [21, 22], a range '21-35' or a fraction such as 0.58."
-                )
-            chosen = tuple(range(int(first), int(last) + 1))
-        check_layers(chosen, self.num_layers)
-        return chosen
+        placed = getattr(self.model, "hf_device_map", None)
+        if placed is None:
+            return self.model.get_input_embeddings().weight.device
+        devices = [place for place in placed.values() if place != "disk"]  # offloaded weights come to the others
+        accelerators = [place for place in devices if str(place) != "cpu"]
+        return torch.device((accelerators or devices or ["cpu"])[0])
 
     def encoder(self, prompt: PromptSpec) -> PromptEncoder:
-        """The input side of this model, for the data workers."""
-        config = self.model.config
-        image_tokens = getattr(self.processor, "image_token_ids", None) or [getattr(config, "image_token_id", None)]
-        names = ("vision_start_token_id", "vision_end_token_id")
-        delimiters = [token for name in names if (token := getattr(config, name, None)) is not None]
-        return PromptEncoder(self.processor, [token for token in image_tokens if token is not None], delimiters, prompt)
+        """The input side of this model, for the data workers.
+
+        Raises:
+            UserError: the model's config names no visual token.
+        """
+        names = ("image_token_id", "image_token_index", "image_patch_id")
+        tokens = [token for name in names if (token := getattr(self.model.config, name, None)) is not None]
+        if not tokens:
+            raise UserError(f"The config of {type(self.model).__name__} names no visual token (image_token_id).")
+        return PromptEncoder(self.processor, tokens[0], prompt)
 
     @torch.no_grad()
     def evidence(self, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> Evidence:
@@ -109,40 +93,57 @@ class VisionLanguageModel:
         num_candidates = batch.image_rows.shape[1]
         inputs = self._inputs(batch)
         cache = DynamicCache(config=self.model.config.get_text_config()) if trie.needs_continuation else None
-        with capture(self.attention_modules, layers, batch.position_of_token, num_candidates, self.backend) as mass:
+        with capture(self.layers.attention, layers, batch.position_of_token, num_candidates, self.backend) as mass:
             output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
         attention = mass.stacked()
+        if cache is not None:
+            cache.activate_past_recording()  # lets sliding windows be rolled back
         log_probs = trie.log_probs(lambda prefix: self._logits_after(prefix, output, inputs))
         return Evidence(log_probs, attention.to(log_probs.device))
 
-    def image_features(self, vision: dict[str, Tensor]) -> Sequence[Tensor] | Tensor:
-        """What the language model gets to see of M distinct images: one entry (tokens, width) each."""
-        return self.model.model.get_image_features(**vision, return_dict=True).pooler_output
+    def image_features(self, vision: dict[str, Any]) -> ModelOutput:
+        """What the vision tower makes of one sample's images, in the family's own form.
+
+        Args:
+            vision: the fields that the image processor made of these images.
+        """
+        encode = self.model.base_model.get_image_features
+        accepted = inspect.signature(encode).parameters
+        pixels = {name: self._in_model_dtype(values) for name, values in vision.items() if name in accepted}
+        return encode(**pixels, return_dict=True)
+
+    def _in_model_dtype(self, values: Any) -> Any:
+        if isinstance(values, list | tuple):
+            return type(values)(map(self._in_model_dtype, values))
+        return values.to(self.model.dtype) if isinstance(values, Tensor) and values.is_floating_point() else values
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """Model inputs of the B prompts, with the images' features in place of their pixels."""
-        features = self.image_features(batch.vision)
-        rows = batch.image_rows.flatten()
-        num_images = int(rows.max()) + 1
-        if len(features) != num_images:
-            raise UserError(
-                f"{type(self.model).__name__} made {len(features)} feature blocks of {num_images} images; this model "
-                "family is not supported yet."
-            )
+        shown = batch.image_rows.flatten().tolist()
+        features = PerImageFeatures.of([self.image_features(vision) for vision in batch.vision], batch.visual_tokens)
         inputs: dict[str, Any] = dict(batch.tokens)
-        inputs |= {
-            name: values[rows]
-            for name, values in batch.vision.items()
-            if len(values) == num_images and not name.startswith("pixel_")
-        }
-        inputs["position_ids"] = self._position_ids(inputs)
-        inputs["mm_encoder_outputs"] = {"image": _reordered(features, rows)}
+        inputs["position_ids"] = self._position_ids(batch)
+        inputs["mm_encoder_outputs"] = {"image": features.shown(shown)}
         return inputs
 
-    def _position_ids(self, inputs: dict[str, Any]) -> Tensor:
-        """Positions as ``generate`` makes them: 1-D or multimodal rope, blind to the padding on the left."""
-        others = {name: values for name, values in inputs.items() if name != "input_ids"}
-        return self.model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+    def _position_ids(self, batch: Batch) -> Tensor:
+        """Positions as ``generate`` makes them: 1-D or multimodal rope, blind to the padding on the left.
+
+        Prompt by prompt, because one family numbers the images on from prompt to prompt of a batch.
+        """
+        rope = inspect.signature(getattr(self.model.base_model, "get_rope_index", _no_fields)).parameters
+        grids = {
+            name: torch.cat([vision[name] for vision in batch.vision])
+            for name in rope
+            if all(name in vision for vision in batch.vision)
+        }
+        positions = []
+        for row, images in enumerate(batch.image_rows):
+            tokens = {name: values[row : row + 1] for name, values in batch.tokens.items()}
+            input_ids = tokens.pop("input_ids")
+            others = tokens | {name: values[images] for name, values in grids.items()}
+            positions.append(self.model._prepare_position_ids_for_generation(input_ids, others))
+        return torch.cat(positions, dim=-2)  # (B, S), or (axes, B, S)
 
     def _logits_after(self, prefix: Prefix, output: Any, inputs: dict[str, Any]) -> Tensor:
         """Next-token logits (B, V) after the prompt and ``prefix``, from the prompt's cache, which stays as it was."""
@@ -151,15 +152,20 @@ class VisionLanguageModel:
         mask, last = inputs["attention_mask"], inputs["position_ids"][..., -1:]
         steps = torch.arange(1, len(prefix) + 1, device=last.device)
         tokens = mask.new_tensor(prefix).expand(len(mask), -1)
+        cache = output.past_key_values
+        croppable = cache.is_croppable
+        if not croppable:  # recurrent layers keep no past
+            cache = copy.deepcopy(cache)
         continued = self.model(
             input_ids=tokens,
             attention_mask=torch.cat([mask, torch.ones_like(tokens)], 1),
             position_ids=last + steps,
-            past_key_values=output.past_key_values,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        output.past_key_values.crop(-len(prefix))
+        if croppable:
+            cache.crop(-len(prefix))
         return continued.logits[:, -1]
 
     @property
@@ -171,32 +177,31 @@ class VisionLanguageModel:
         """A short digest of the weights: the same for a hub id and its local copy, another for other weights.
 
         Reads the first and last values of every tensor, rounded to bfloat16, so that loading the same files in
-        float32 or in bfloat16 makes no difference.
+        float32 or in bfloat16, on one device, spread or offloaded, makes no difference.
         """
+        ends = {}
+        for prefix, module in self.model.named_modules():
+            with align_module_device(module):  # fetches weights that are offloaded
+                for name, parameter in module.named_parameters(prefix, recurse=False):
+                    ends[name] = _ends(parameter.detach())
         digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            if parameter.is_meta or not parameter.is_floating_point():
-                continue
-            flat = parameter.detach().flatten()
-            ends = torch.cat([flat[:8], flat[-8:]]).to(torch.bfloat16).view(torch.int16)
-            digest.update(ends.cpu().numpy().tobytes())
+        for name in sorted(ends):
+            digest.update(name.encode())
+            digest.update(ends[name])
         return digest.hexdigest()[:16]
 
 
-def _attention_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's attention modules in layer order."""
-    decoder: Any = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    if layers is None:
-        raise UserError(f"{type(model).__name__} has no decoder layers that this toolkit knows of.")
-    modules: list[Any] = [getattr(layer, "self_attn", None) for layer in layers]
-    if None in modules:
-        raise UserError(f"Layer {modules.index(None)} of {type(model).__name__} has no attention to read.")
-    return modules
+def _takes_image_features(model: Any) -> bool:
+    return model._supports_mm_encoder_outputs() and hasattr(model.base_model, "get_image_features")
 
 
-def _reordered(features: Sequence[Tensor] | Tensor, rows: Tensor) -> BaseModelOutputWithPooling:
-    """The features of the images that the prompts show, in prompt order."""
-    chosen: Any = features[rows] if isinstance(features, Tensor) else tuple(features[row] for row in rows.tolist())
-    return BaseModelOutputWithPooling(pooler_output=chosen)
+def _ends(parameter: Tensor) -> bytes:
+    """Shape, and the first and last values."""
+    flat = parameter.flatten()
+    values = torch.cat([flat[:8], flat[-8:]])
+    values = values.to(torch.bfloat16).view(torch.int16) if values.is_floating_point() else values
+    return str(tuple(parameter.shape)).encode() + values.cpu().numpy().tobytes()
+
+
+def _no_fields() -> None:
+    """Stands in for a position rule that needs no image fields."""

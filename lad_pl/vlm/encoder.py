@@ -1,17 +1,21 @@
 """From permuted samples to model inputs, in the data workers: one processor call per sample, not per permutation.
 
 The processor sees a sample once, with its images in the annotation's order. The other permutations are made by moving
-the images' blocks of tokens: the text between them stays, and an image's tokens do not depend on where it stands.
+the images' blocks of tokens. That is exact where the text between the images is the same in any order; a processor
+that numbers its images, or comments on some of them, is called for every permutation instead.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
@@ -20,8 +24,9 @@ from lad_pl.answers import AnswerTrie
 from lad_pl.errors import UserError
 from lad_pl.prompts import PromptSpec, identifiers
 from lad_pl.types import Batch, PermutedSample
+from lad_pl.vlm.spans import ImageBlocks, ImageSpans
 
-TokenFields = dict[str, Tensor]
+Fields = dict[str, Any]
 
 
 class PromptEncoder:
@@ -29,48 +34,66 @@ class PromptEncoder:
 
     Args:
         processor: the model's processor.
-        image_tokens: ids of the placeholder tokens that image features replace.
-        delimiters: ids of the tokens that open and close an image.
+        image_token: id of the visual token, which image features replace.
         prompt: the prompt's words and image handling.
+
+    Raises:
+        UserError: the prompt sets a variable that the model's chat template does not have.
     """
 
-    def __init__(
-        self,
-        processor: ProcessorMixin,
-        image_tokens: Sequence[int],
-        delimiters: Sequence[int],
-        prompt: PromptSpec,
-    ) -> None:
+    def __init__(self, processor: ProcessorMixin, image_token: int, prompt: PromptSpec) -> None:
         self.processor = processor
         self.tokenizer: Any = processor.tokenizer
-        self.image_tokens = torch.tensor(sorted(image_tokens))
-        self.delimiters = torch.tensor(sorted(delimiters), dtype=torch.long)
+        self.spans = ImageSpans(self.tokenizer, image_token, getattr(processor, "image_token", None))
         self.prompt = prompt
+        self._check_template_variables()
+
+    def _check_template_variables(self) -> None:
+        templates = str(self.processor.chat_template)
+        unknown = [name for name in self.prompt.chat_template_kwargs if not re.search(rf"\b{name}\b", templates)]
+        if unknown:
+            raise UserError(
+                f"prompt.chat_template_kwargs names '{unknown[0]}', which this model's chat template does not use."
+            )
 
     def __call__(self, items: Sequence[PermutedSample]) -> Batch:
         """Encode a list of samples, each under all of its permutations.
 
         Raises:
-            UserError: a sample's image spans cannot be found.
+            UserError: the processor refuses a sample, or its images' tokens cannot be found.
         """
-        rows: list[TokenFields] = []
+        rows: list[Fields] = []
         positions: list[Tensor] = []
-        vision: list[TokenFields] = []
+        vision: list[Fields] = []
+        visual_tokens: list[int] = []
         image_rows: list[Tensor] = []
         for number, item in enumerate(items):
-            tokens, images = self._process(item)
-            runs = self._runs(tokens["input_ids"], item)
+            annotated = tuple(range(item.sample.num_candidates))
+            tokens, images, blocks = self._process(item, annotated)
             for permutation in item.permutations:
-                order, moved = _move_runs(runs, permutation, len(tokens["input_ids"]))
-                rows.append({name: values[order] for name, values in tokens.items()})
-                positions.append(self._positions(rows[-1]["input_ids"], moved))
+                if blocks.movable or permutation == annotated:
+                    order, moved = _move_blocks(blocks, permutation, len(tokens["input_ids"]))
+                    row = {name: values[order] for name, values in tokens.items()}
+                else:
+                    row, _, moved = self._process(item, permutation)
+                    if moved.visual != tuple(blocks.visual[source] for source in permutation):
+                        raise UserError(
+                            f"Sample {item.sample.id}: the processor gives an image another number of tokens in "
+                            "another place; this model family is not supported."
+                        )
+                rows.append(row)
+                positions.append(self.spans.positions(row["input_ids"], moved, self.prompt.spans))
                 image_rows.append(torch.tensor(permutation) + number * len(permutation))
             vision.append(images)
-        padding = {"input_ids": self.tokenizer.pad_token_id}
+            visual_tokens += blocks.visual
+        tokenizer = self.tokenizer
+        filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        padding = {"input_ids": filler}
         return Batch(
             tokens={name: _left_pad([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]},
             position_of_token=_left_pad(positions, -1),
-            vision={name: torch.cat([images[name] for images in vision]) for name in vision[0]},
+            vision=tuple(vision),
+            visual_tokens=tuple(visual_tokens),
             image_rows=torch.stack(image_rows),
             permutations=torch.tensor([p for item in items for p in item.permutations]),
             targets=torch.tensor([_position_of_target(item, p) for item in items for p in item.permutations]),
@@ -102,85 +125,96 @@ class PromptEncoder:
         described = json.dumps([self._chat("x"), kept], sort_keys=True, default=str)
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
-    def _process(self, item: PermutedSample) -> tuple[TokenFields, TokenFields]:
-        """Token fields (S,) and image fields of one sample, images in the annotation's order."""
+    def _process(self, item: PermutedSample, permutation: Sequence[int]) -> tuple[Fields, Fields, ImageBlocks]:
+        """Token fields (S,), image fields and image blocks of one sample in one order of its images."""
         text = self.prompt.text(item.sample.caption, item.sample.num_candidates)
+        images = [{"type": "image", "image": item.images[index]} for index in permutation]
         try:
-            fields: Any = self.processor.apply_chat_template(
-                [_user_turn([{"type": "image", "image": image} for image in item.images], text)],
+            fields = self._tokenized(images, text)
+            replaced = fields.pop("text_replacement_offsets", [[]])[0]
+            shape = fields["input_ids"].shape
+            tokens = {name: values[0] for name, values in fields.items() if _is_shaped(values, shape)}
+            blocks = self.spans.locate(tokens["input_ids"], [entry["replacement"] for entry in replaced])
+        except UserError as error:
+            raise UserError(f"Sample {item.sample.id}: {error}") from error
+        return tokens, {name: values for name, values in fields.items() if name not in tokens}, blocks
+
+    def _tokenized(self, images: list[dict[str, Any]], text: str) -> Any:
+        control = self.spans.control_token_in(text)
+        try:
+            return self.processor.apply_chat_template(
+                self._turns(images, text),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
-                sanitize_control_tokens=True,  # a caption that spells <|image_pad|> stays text
+                # A caption that spells <|image_pad|> stays text; not every processor can promise that.
+                sanitize_control_tokens=control is not None,
+                processor_kwargs={
+                    "return_text_replacement_offsets": True,
+                    "images_kwargs": dict(self.prompt.images_kwargs),
+                },
+                **self.prompt.chat_template_kwargs,
             )
-        except (ValueError, TypeError) as error:
-            raise UserError(f"Sample {item.sample.id}: the model's processor refuses it: {error}") from error
-        shape = fields["input_ids"].shape
-        tokens = {name: values[0] for name, values in fields.items() if values.shape == shape}
-        return tokens, {name: values for name, values in fields.items() if name not in tokens}
+        except (ValueError, TypeError, NotImplementedError, TemplateError) as error:
+            spelt = "" if control is None else f" (its text spells '{control}', one of the model's own tokens)"
+            raise UserError(f"the model's processor refuses it{spelt}: {error}") from error
 
-    def _runs(self, input_ids: Tensor, item: PermutedSample) -> list[tuple[int, int]]:
-        """(start, end) of each image's visual tokens, in the annotation's order."""
-        is_image = torch.isin(input_ids, self.image_tokens).int()
-        edges = torch.diff(pad(is_image, (1, 1)))
-        starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
-        if len(starts) != item.sample.num_candidates:
-            raise UserError(
-                f"Sample {item.sample.id}: the prompt holds {len(starts)} runs of image tokens for "
-                f"{item.sample.num_candidates} images; this processor does not write one run per image."
-            )
-        return list(zip(starts, ends, strict=True))
-
-    def _positions(self, input_ids: Tensor, runs: list[tuple[int, int]]) -> Tensor:
-        """(S,) position of the image that each token belongs to, or -1, by the span rule."""
-        positions = torch.full_like(input_ids, -1)
-        is_delimiter = torch.isin(input_ids, self.delimiters)
-        for position, (start, end) in enumerate(runs):
-            if self.prompt.spans == "delimiters":
-                start -= int(start > 0 and bool(is_delimiter[start - 1]))
-                end += int(end < len(input_ids) and bool(is_delimiter[end]))
-            positions[start:end] = position
-        return positions
+    def _turns(self, images: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+        turns = [_turn("user", [*images, _words(text)])]
+        return turns if self.prompt.system is None else [_turn("system", [_words(self.prompt.system)]), *turns]
 
     def _chat(self, text: str) -> str:
-        return self.processor.apply_chat_template([_user_turn([], text)], add_generation_prompt=True)
+        """The prompt as the chat template writes it, without images."""
+        options = self.prompt.chat_template_kwargs
+        try:
+            return self.processor.apply_chat_template(self._turns([], text), add_generation_prompt=True, **options)
+        except TemplateError as error:
+            raise UserError(f"The model's chat template refuses the prompt: {error}") from error
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _end_of_turn(self) -> int:
         """The token after an assistant's words, as the chat template writes it."""
-        marker = "x"
-        turns = [_user_turn([], "x"), {"role": "assistant", "content": [{"type": "text", "text": marker}]}]
-        text = self.processor.apply_chat_template(turns)
+        marker = "ANSWER"
+        turns = [*self._turns([], "x"), _turn("assistant", [_words(marker)])]
+        text = self.processor.apply_chat_template(turns, **self.prompt.chat_template_kwargs)
         closing = self._ids(text[text.rindex(marker) + len(marker) :].lstrip())
         special = [token for token in closing if token in self.tokenizer.all_special_ids]
         return special[0] if special else self.tokenizer.eos_token_id
 
 
-def _user_turn(images: list[dict[str, Any]], text: str) -> dict[str, Any]:
-    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+def _turn(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _words(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def _position_of_target(item: PermutedSample, permutation: Sequence[int]) -> int:
     return -1 if item.sample.target is None else permutation.index(item.sample.target)
 
 
-def _move_runs(
-    runs: list[tuple[int, int]], permutation: Sequence[int], length: int
-) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Source index of every token once the image blocks stand in the permuted order, and the blocks' new extents."""
+def _is_shaped(values: Any, shape: torch.Size) -> bool:
+    return isinstance(values, Tensor) and values.shape == shape
+
+
+def _move_blocks(blocks: ImageBlocks, permutation: Sequence[int], length: int) -> tuple[Tensor, ImageBlocks]:
+    """Source index of every token once the blocks stand in the permuted order, and where they stand then."""
     order: list[int] = []
     moved = []
     fixed_start = 0
-    for (start, end), source in zip(runs, permutation, strict=True):
+    for (start, end), source in zip(blocks.extents, permutation, strict=True):
         order.extend(range(fixed_start, start))
-        moved.append((len(order), len(order) + runs[source][1] - runs[source][0]))
-        order.extend(range(*runs[source]))
+        first, last = blocks.extents[source]
+        moved.append((len(order), len(order) + last - first))
+        order.extend(range(first, last))
         fixed_start = end
     order.extend(range(fixed_start, length))
-    return torch.tensor(order), moved
+    visual = tuple(blocks.visual[source] for source in permutation)
+    return torch.tensor(order), replace(blocks, extents=tuple(moved), visual=visual)
 
 
 def _left_pad(rows: Sequence[Tensor], value: int) -> Tensor:

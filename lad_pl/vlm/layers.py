@@ -1,0 +1,81 @@
+"""The language model's layers: which have attention to read, and which of them a run reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lad_pl.capture import check_layers
+from lad_pl.errors import UserError
+
+LayerChoice = list[int] | str | float
+
+
+@dataclass(frozen=True)
+class DecoderLayers:
+    """One entry per decoder layer."""
+
+    attention: tuple[nn.Module | None, ...]
+    """The self-attention module; None where a layer mixes tokens by recurrence or convolution."""
+    kinds: tuple[str, ...]
+    """full_attention, sliding_attention, chunked_attention, linear_attention, ... as the config names it."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> DecoderLayers:
+        """Read the layers of a vision-language model.
+
+        Raises:
+            UserError: the language model has no stack of layers.
+        """
+        decoder: Any = model.get_decoder()
+        if not hasattr(decoder, "layers"):  # the language model with its head
+            decoder = getattr(decoder, "model", decoder)
+        layers = getattr(decoder, "layers", None)
+        if layers is None:
+            raise UserError(f"{type(model).__name__} has no decoder layers that this toolkit knows of.")
+        attention = tuple(getattr(layer, "self_attn", None) for layer in layers)
+        kinds = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(attention)
+        return cls(attention, tuple(kinds))
+
+    def __len__(self) -> int:
+        return len(self.attention)
+
+    def choose(self, choice: LayerChoice) -> tuple[int, ...]:
+        """Resolve a layer choice: a list, a range ('21-35', inclusive), or the fraction of the depth to start from.
+
+        A fraction takes the layers that see the whole prompt: those with full attention, not the sliding-window,
+        recurrent or convolutional ones between them.
+
+        Raises:
+            UserError: the choice cannot be read, lies beyond the model, or holds a layer without attention.
+        """
+        if isinstance(choice, list | tuple):
+            chosen = tuple(choice)
+        elif isinstance(choice, float):
+            chosen = self._from_fraction(choice)
+        else:
+            first, dash, last = str(choice).partition("-")
+            if not (first.strip().isdigit() and dash and last.strip().isdigit()):
+                raise UserError(
+                    f"model.layers is '{choice}'; give a list [21, 22], a range '21-35' or a fraction such as 0.58."
+                )
+            chosen = tuple(range(int(first), int(last) + 1))
+        check_layers(chosen, self.attention)
+        return chosen
+
+    def _from_fraction(self, fraction: float) -> tuple[int, ...]:
+        if not 0 <= fraction < 1:
+            raise UserError(f"model.layers is {fraction}; a fraction of the depth lies between 0 and 1.")
+        late = range(round(fraction * len(self)), len(self))
+        chosen = tuple(
+            layer for layer in late if self.attention[layer] is not None and self.kinds[layer] == "full_attention"
+        )
+        if not chosen:
+            raise UserError(
+                f"None of the layers {late.start} to {late.stop - 1} has full attention; name the layers to read "
+                "(model.layers: [...])."
+            )
+        return chosen
