@@ -25,13 +25,13 @@ class AnswerTrie:
     """Tokens of each candidate; ends in the end token exactly if the candidate is a prefix of another."""
 
     @classmethod
-    def build(cls, names: Sequence[str], tokens: Sequence[Sequence[int]], end_token: int) -> AnswerTrie:
+    def build(cls, names: Sequence[str], tokens: Sequence[Sequence[int]], end_token: Callable[[], int]) -> AnswerTrie:
         """Arrange N identifiers.
 
         Args:
             names: the identifiers as text, for error messages.
             tokens: the token ids of each identifier as they follow the prompt.
-            end_token: the token that ends the assistant's turn.
+            end_token: gives the token that ends the assistant's turn; asked only where one identifier begins another.
 
         Raises:
             UserError: an identifier has no token, or two have the same tokens.
@@ -47,7 +47,7 @@ class AnswerTrie:
                     "(prompt.identifiers)."
                 )
         inner = {sequence[:length] for sequence in sequences for length in range(len(sequence))}
-        return cls(tuple((*sequence, end_token) if sequence in inner else sequence for sequence in sequences))
+        return cls(tuple((*sequence, end_token()) if sequence in inner else sequence for sequence in sequences))
 
     def children(self, prefix: Prefix) -> tuple[int, ...]:
         """The tokens that may follow ``prefix``, in ascending order."""

@@ -30,20 +30,20 @@ class AttentionMass:
         self._by_layer: dict[int, Tensor] = {}
         self._unseen: dict[int, Tensor] = {}
 
-    def add(self, layer: int, weights: Tensor | None) -> None:
+    def add(self, layer: int, weights: Tensor | None, mask: Tensor | None) -> None:
         """Keep one layer's sums.
 
         Args:
             layer: index of the decoder layer.
             weights: (B, H, Q, S) attention of the last Q >= 1 queries, or None if the backend gave nothing.
+            mask: the mask that the layer was given, if any.
         """
         if weights is None:
             return
         row = weights[:, :, -1].float()
         spans = self._spans.to(row.device)  # a model spread over devices
         self._by_layer[layer] = torch.einsum("bhs,bsn->bhn", row, spans)
-        # Softmax gives a visible token some weight in some head; a token behind the window has none in any.
-        self._unseen[layer] = ((row.amax(1) == 0)[:, :, None] & spans.bool()).any(1)
+        self._unseen[layer] = (_hidden(weights, mask)[:, :, None] & spans.bool()).any(1)
 
     def stacked(self) -> Tensor:
         """(B, L, H, N) attention mass, layers in the order asked for.
@@ -54,8 +54,8 @@ class AttentionMass:
         silent = [layer for layer in self.layers if layer not in self._by_layer]
         if silent:
             raise UserError(
-                f"Layer {silent[0]} yielded no attention; use another attention backend "
-                "(vlm.attn_implementation: sdpa, flash_attention_2 or eager) or other layers."
+                f"Layer {silent[0]} yielded no attention under this backend; set vlm.attn_implementation to eager, or "
+                "choose other layers (model.layers)."
             )
         device = self._by_layer[self.layers[0]].device
         unseen = torch.stack([self._unseen[layer].to(device) for layer in self.layers])
@@ -94,13 +94,13 @@ def capture(
     mass = AttentionMass(layers, spans)
     watched = {module: layer for layer in layers if (module := attention_modules[layer]) is not None}
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+    def keep(module: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> None:
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        mass.add(watched[module], weights)
+        mass.add(watched[module], weights, options.get("attention_mask"))
 
     with ExitStack() as stack:
         for module in watched:
-            stack.callback(module.register_forward_hook(keep).remove)
+            stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         if backend != "eager":
             stack.enter_context(_last_rows(backend, set(watched)))
         yield mass
@@ -118,9 +118,19 @@ def check_layers(layers: Sequence[int], attention_modules: Sequence[nn.Module | 
     if without:
         others = [layer for layer, module in enumerate(attention_modules) if module is not None]
         raise UserError(
-            f"model.layers names {_listed(without)}, which see no image: they have no attention (recurrent or "
-            f"convolutional). This model's attention is in {_listed(others)}."
+            f"model.layers names {_listed(without)}, which see no image: they have no self-attention (as "
+            f"recurrent and convolutional ones). This model's attention is in {_listed(others)}."
         )
+
+
+def _hidden(weights: Tensor, mask: Tensor | None) -> Tensor:
+    """(B or 1, S): which keys the last query cannot see in any head."""
+    if mask is not None and mask.ndim == 4:
+        row = mask[:, :, -1, : weights.shape[-1]]
+        return (~row if row.dtype == torch.bool else row < torch.finfo(row.dtype).min / 2).all(1)
+    if weights.dtype == torch.float32:  # a fast backend's row, of which the window is part; only half precision rounds
+        return weights[:, :, -1].amax(1) == 0
+    return torch.zeros(1, weights.shape[-1], dtype=torch.bool, device=weights.device)
 
 
 def _listed(layers: Sequence[int]) -> str:

@@ -17,12 +17,15 @@ from rich.console import Console
 
 from lad_pl.assets import asset
 from lad_pl.checkpoint import load_calibration
-from lad_pl.data import MultiImageData
+from lad_pl.data import MultiImageData, PhotoData
 from lad_pl.errors import UserError
 from lad_pl.module import AttentionGuidedDebiasing
-from lad_pl.report import metrics_table, recall_table
+from lad_pl.photo_options import HELP, add_photo_options, translated
+from lad_pl.report import metrics_table, rank_photos, ranking_table, recall_table, write_contact_sheet
+from lad_pl.run import RunFolder
 
 USER_ERROR = 2
+PHOTO_OPTIONS = tuple(name.removeprefix("--") for name in HELP)
 _NO_LIMITS = "leave the trainer's limit_..._batches, max_epochs and fast_dev_run as they are"
 _SUMMARIES = {
     "fit": "Calibrate on a few samples.",
@@ -67,7 +70,8 @@ class SaveRunConfig(SaveConfigCallback):
         """Write the configuration, as any of the commands can read it again."""
         if trainer.is_global_zero:
             config = self.config.clone()
-            config.pop("ckpt_path", None)
+            for name in ("ckpt_path", *PHOTO_OPTIONS):
+                config.pop(name, None)
             path = pl_module.run_folder.path / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self.parser.dump(config, skip_none=False, skip_validation=True), encoding="utf-8")
@@ -77,6 +81,9 @@ class SaveRunConfig(SaveConfigCallback):
 
 class CLI(LightningCLI):
     """fit, validate, test and predict."""
+
+    contact_sheet: str | None = None
+    """Picture file that ``predict --images`` is to write."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Without a class, ``--data`` options are those of annotation files."""
@@ -93,6 +100,21 @@ class CLI(LightningCLI):
         assert parser._subcommands_action is not None
         for command in parser._subcommands_action._choices_actions:
             command.help = _SUMMARIES[command.dest]  # Lightning's speak of training, and end in mid-sentence
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            add_photo_options(parser)
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Photos are shown as many at a time as the calibration holds for."""
+        config = self.config[self.config.subcommand]
+        if config.data.class_path == "lad_pl.data.PhotoData" and config.data.init_args.group_size is None:
+            calibration, _ = load_calibration(
+                config.ckpt_path or RunFolder(config.trainer.default_root_dir).calibration
+            )
+            config.data.init_args.group_size = calibration.num_candidates
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The Trainer, or one line on the option that it does not take."""
@@ -132,7 +154,22 @@ class CLI(LightningCLI):
         """Say where the rankings lie."""
         if not self.model.run_folder.predictions("predict").exists():
             raise UserError(f"Nothing was predicted; {_NO_LIMITS}.")
-        self._say(f"Rankings: {self.model.run_folder.predictions('predict')}")
+        if isinstance(self.datamodule, PhotoData):
+            if self.trainer.is_global_zero:
+                self._show_photos(self.datamodule)
+        else:
+            self._say(f"Rankings: {self.model.run_folder.predictions('predict')}")
+
+    def _show_photos(self, data: PhotoData) -> None:
+        folder = self.model.run_folder
+        rankings = rank_photos(folder.read_predictions("predict"), data, self.model.readout, self.model.rank_by)
+        folder.write_lines(folder.rankings, rankings)
+        for ranking in rankings:
+            Console().print(ranking_table(ranking))
+        print(f"Rankings: {folder.rankings}   Prompts: {folder.predictions('predict')}")
+        if self.contact_sheet is not None:
+            write_contact_sheet(self.contact_sheet, rankings)
+            print(f"Contact sheet: {self.contact_sheet}")
 
     def _show(self, stage: str) -> None:
         folder = self.model.run_folder
@@ -151,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 after a mistake in what was typed or supplied."""
     _prepare()
     try:
+        typed, CLI.contact_sheet = translated(sys.argv[1:] if arguments is None else arguments)
         CLI(
             AttentionGuidedDebiasing,
             MultiImageData,
@@ -160,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=False,
             trainer_defaults=_TRAINER_DEFAULTS,
-            parser_kwargs=_parser_settings(sys.argv[1:] if arguments is None else arguments),
-            args=None if arguments is None else list(arguments),
+            parser_kwargs=_parser_settings(typed),
+            args=typed,
         )
     except UserError as error:
         message = _one_line(error)

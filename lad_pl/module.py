@@ -55,7 +55,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self,
         vlm: VLMSpec,
         prompt: PromptSpec = PromptSpec(),  # noqa: B008 (frozen)
-        layers: list[int] | float | str = 0.58,
+        layers: list[int] | int | float | str = 0.58,
         readout: ReadoutSettings = ReadoutSettings(),  # noqa: B008 (frozen)
         readouts: Sequence[str] = DEFAULT_READOUTS,
         rank_by: str = "agd",
@@ -132,7 +132,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     @property
     def run_folder(self) -> RunFolder:
         """Where this run's files go."""
-        return RunFolder(self.trainer.default_root_dir)
+        return RunFolder(self.trainer.default_root_dir, self.data.results_folder)
 
     def configure_callbacks(self) -> list[Callback]:
         """The run folder is written whoever makes the Trainer."""
@@ -344,6 +344,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             evidence.attention.mean(2).tolist(),
             strict=True,
         )
+        by_readout = {name: values.tolist() for name, values in scores.items()}
         return [
             {
                 "order": [group, row % num_permutations],
@@ -354,6 +355,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
                 "target": target if target >= 0 else None,
                 "log_probs": log_probs,
                 "attention": attention,
+                "scores": {name: values[row] for name, values in by_readout.items()},
                 "choices": {name: chosen[row] for name, chosen in choices.items()},
                 "ranking": [permutation[position] for position in rankings[row]],
             }

@@ -6,6 +6,7 @@ calibration.ckpt    the calibration and its provenance (fit)
 predictions.jsonl   one line per prompt: evidence and choices (test, predict; validate: its own)
 metrics.json        the metrics of every readout (test; validate: its own)
 run.json            what each stage's results depend on, so that no other configuration replaces them
+photos-.../         predictions and rankings of a person's photos, one folder per question
 =================== =============================================================================
 """
 
@@ -33,15 +34,13 @@ class RunFolder:
 
     Args:
         path: the folder; made on first writing.
+        results: folder within it for everything but the calibration.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    @property
-    def calibration(self) -> Path:
+    def __init__(self, path: str | Path, results: str = "") -> None:
+        self.path = Path(path) / results
+        self.calibration = Path(path) / CALIBRATION
         """Where ``fit`` writes its result."""
-        return self.path / CALIBRATION
 
     def predictions(self, stage: str) -> Path:
         """The finished predictions of a stage."""
@@ -50,6 +49,20 @@ class RunFolder:
     def metrics(self, stage: str) -> Path:
         """The metrics of a stage."""
         return self.path / f"{_PREFIX[stage]}metrics.json"
+
+    @property
+    def rankings(self) -> Path:
+        """The rankings of a person's photos."""
+        return self.path / "rankings.jsonl"
+
+    def read_predictions(self, stage: str) -> list[Record]:
+        """The finished predictions of a stage, one record per prompt."""
+        with self.predictions(stage).open(encoding="utf-8") as file:
+            return list(map(json.loads, file))
+
+    def write_lines(self, path: Path, records: Iterable[Record]) -> None:
+        """Write a JSONL file whole or not at all."""
+        _write(path, "".join(map(_line, records)))
 
     def part(self, stage: str, rank: int) -> Path:
         """What one process has predicted so far."""
@@ -87,7 +100,7 @@ class RunFolder:
             with part.open(encoding="utf-8") as file:  # not splitlines: captions may hold other line separators
                 records.extend(map(json.loads, file))
         records.sort(key=lambda record: record.pop("order"))
-        _write(self.predictions(stage), "".join(map(_line, records)))
+        self.write_lines(self.predictions(stage), records)
         for part in parts:
             part.unlink()
 

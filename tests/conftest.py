@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if exitstatus == 0 and session.config.getoption("--write-models-table"):
-        models_table.write(session.config.stash[MEASURED])
+        models_table.write(session.config.stash.get(MEASURED, {}))
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ COLUMNS = {
     "eager": ("mass, eager",),
     "features": ("features",),
     "batch": ("batch, log-probability", "batch, mass"),
-    "N = 4": ("candidates, N = 4",),
-    "N = 12": ("candidates, N = 12",),
+    "N = 4": ("candidates, digits, N = 4",),
+    "N = 12": ("candidates, digits, N = 12",),
+    "Roman": ("candidates, roman, N = 8",),
 }
 
 Measured = Mapping[str, Mapping[str, float]]
@@ -39,7 +40,10 @@ def table(measured: Measured) -> str:
 
 
 def write(measured: Measured) -> None:
-    """Put the table between its marks in the README."""
+    """Put the table between its marks in the README, if every family has been measured."""
+    missing = [family.name for family in FAMILIES if family.name not in measured]
+    if missing:
+        raise SystemExit(f"The README's table is left as it is: {', '.join(missing)} not measured in this run.")
     text = README.read_text()
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     README.write_text(f"{text[:start]}\n{table(measured)}\n{text[end:]}")

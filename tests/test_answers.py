@@ -27,7 +27,7 @@ def table_logits(prefix: tuple[int, ...], batch: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("n", [2, 4, 9, 10, 12, 20, 26])
 def test_log_probs_equal_the_brute_force_trie(style: str, n: int) -> None:
     names, tokens = spelled(style, n)
-    ours = AnswerTrie.build(names, tokens, END).log_probs(table_logits)
+    ours = AnswerTrie.build(names, tokens, lambda: END).log_probs(table_logits)
     for row in range(3):
         theirs = reference.trie_log_probs(tokens, END, lambda prefix, row=row: table_logits(prefix)[row].numpy())
         np.testing.assert_allclose(ours[row].numpy(), theirs, atol=2e-6)
@@ -35,14 +35,14 @@ def test_log_probs_equal_the_brute_force_trie(style: str, n: int) -> None:
 
 
 def test_single_tokens_need_no_continuation() -> None:
-    trie = AnswerTrie.build(("1", "2", "3"), [[5], [6], [7]], END)
+    trie = AnswerTrie.build(("1", "2", "3"), [[5], [6], [7]], lambda: END)
     assert not trie.needs_continuation
     assert trie.branchings() == ((),)
 
 
 def test_only_the_one_is_looked_at_again_up_to_nineteen() -> None:
     names, tokens = spelled("digits", 19)
-    trie = AnswerTrie.build(names, tokens, END)
+    trie = AnswerTrie.build(names, tokens, lambda: END)
     one = (tokens[0][0],)
     assert trie.branchings() == ((), one)
     assert END in trie.children(one)
@@ -51,6 +51,6 @@ def test_only_the_one_is_looked_at_again_up_to_nineteen() -> None:
 
 def test_identifiers_that_look_alike_are_refused() -> None:
     with pytest.raises(UserError, match="cannot tell the identifiers 'a' and 'b' apart"):
-        AnswerTrie.build(("a", "b"), [[0], [0]], END)
+        AnswerTrie.build(("a", "b"), [[0], [0]], lambda: END)
     with pytest.raises(UserError, match="makes no token"):
-        AnswerTrie.build(("a", "b"), [[0], []], END)
+        AnswerTrie.build(("a", "b"), [[0], []], lambda: END)

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from families import FAMILIES, Family
 from tiny_vlm import write_noise_images
 
 from lad_pl.cli import main
+from lad_pl.vlm.layers import DecoderLayers
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILY_OF = {
@@ -26,6 +28,24 @@ FAMILY_OF = {
 
 def test_every_configuration_of_a_published_model_is_here() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FAMILY_OF, "demo"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "layers"),
+    [
+        ("qwen", ["full_attention"] * 36, range(21, 36)),
+        ("internvl", ["full_attention"] * 28, range(21, 28)),
+        ("llava-4b", ["full_attention"] * 36, range(21, 36)),
+        ("llava-8b", ["full_attention"] * 36, range(21, 36)),
+        ("qwen3-vl", ["full_attention"] * 36, range(21, 36)),
+        ("gemma3", [*[*["sliding_attention"] * 5, "full_attention"] * 5, *["sliding_attention"] * 4], (17, 23, 29)),
+        ("smolvlm", ["full_attention"] * 24, range(14, 24)),
+    ],
+)
+def test_the_layers_of_a_configuration_at_the_published_depth(name: str, kinds: list[str], layers: list[int]) -> None:
+    choice = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["layers"]
+    decoder = DecoderLayers(tuple(torch.nn.Identity() for _ in kinds), tuple(kinds))
+    assert decoder.choose(choice) == tuple(layers)
 
 
 def tiny_weights(family: Family, folder: Path) -> list[str]:

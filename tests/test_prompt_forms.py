@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import gemma3, qwen3_5
+from families import gemma3, gemma4, mistral3, qwen3_5
 from PIL import Image
 from test_families import CAPTIONS, Subject
 from tiny_vlm import CHAT_TEMPLATE, write_noise_images
@@ -123,8 +123,10 @@ def test_variables_of_the_chat_template(tiny_folder: Path, pictures: list[Image.
     assert texts[0].endswith("assistant\n<think>\n")
     assert texts[1].endswith("assistant\n")
     assert vlm.encoder(thinking).fingerprint() != vlm.encoder(answering).fingerprint()
-    with pytest.raises(UserError, match="'enable_thought', which this model's chat template does not use"):
+    with pytest.raises(UserError, match="'enable_thought', which is no variable of this model's chat template"):
         vlm.encoder(PromptSpec(chat_template_kwargs={"enable_thought": False}))
+    with pytest.raises(UserError, match="'add_generation_prompt', which is no variable"):
+        vlm.encoder(PromptSpec(chat_template_kwargs={"add_generation_prompt": False}))
 
 
 def test_a_template_that_refuses(tiny_folder: Path, pictures: list[Image.Image]) -> None:
@@ -227,6 +229,24 @@ def test_an_image_cut_by_the_window_is_an_error_too(
             model.evidence(batch, encoder.answer_trie(4), [0])
 
 
+def test_half_precision_hides_nothing(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    """Eager attention in float16 rounds small weights to zero; what the mask shows is seen all the same."""
+    folder = gemma4.FAMILY.build(tmp_path / "model")
+    vlm = VisionLanguageModel.load(VLMSpec(str(folder), dtype="float16", attn_implementation="eager"))
+    encoder = vlm.encoder(PromptSpec(image_size=None))
+    entry = Subject(gemma4.FAMILY, folder, pictures).entry(4, 2)
+    evidence = vlm.evidence(encoder([entry]), encoder.answer_trie(4), vlm.layers.choose(0.0))
+    assert torch.isfinite(evidence.log_probs).all()
+
+
+def test_a_window_that_the_config_does_not_tell_layer_by_layer(tmp_path: Path) -> None:
+    folder = mistral3.FAMILY.build(tmp_path / "full")
+    assert load(folder).layers.choose(0.0) == (0, 1, 2, 3)
+    windowed = edited(folder, tmp_path / "windowed", lambda config: config["text_config"].update(sliding_window=16))
+    with pytest.raises(UserError, match="None of the layers 0 to 3 has full attention"):
+        load(windowed).layers.choose(0.0)
+
+
 def test_layers_without_attention(tmp_path: Path) -> None:
     vlm = load(qwen3_5.FAMILY.build(tmp_path / "hybrid"))
     full = [layer for layer, kind in enumerate(vlm.layers.kinds) if kind == "full_attention"]
@@ -244,5 +264,19 @@ def test_options_of_the_image_processor(tiny_folder: Path, pictures: list[Image.
     small = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}}
     assert max(vlm.encoder(PromptSpec(image_size=None))([entry]).visual_tokens) > 2
     assert max(vlm.encoder(PromptSpec(image_size=None, images_kwargs=small))([entry]).visual_tokens) == 2
-    with pytest.raises(UserError, match=r"Sample 0: .*max_pixel_count"):
-        vlm.encoder(PromptSpec(images_kwargs={"max_pixel_count": 3}))([entry])
+    for mistake, told in (({"max_pixel_count": 3}, "max_pixel_count"), ({"do_resize": False}, "shape")):
+        with pytest.raises(UserError, match=rf"Sample 0: the model's processor refuses it: .*{told}"):
+            vlm.encoder(PromptSpec(image_size=None, images_kwargs=mistake))([entry])
+
+
+def test_a_template_that_knows_no_assistant(tiny_folder: Path) -> None:
+    """How a turn ends matters only where one identifier begins another."""
+    vlm = load(tiny_folder)
+    vlm.processor.chat_template = (
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ raise_exception('who?') }}{% endif %}"
+        "{{ message['content'][-1]['text'] }}{% endfor %}"
+    )
+    encoder = vlm.encoder(PromptSpec())
+    assert len(encoder.answer_trie(4).sequences) == 4
+    with pytest.raises(UserError, match=r"chat template refuses the prompt: who\?"):
+        encoder.answer_trie(12)

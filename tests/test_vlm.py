@@ -211,7 +211,7 @@ def test_the_default_is_the_published_layers_at_the_published_depth(tiny_vlm: Vi
     assert deep.choose(0.58) == tuple(range(21, 36))
 
 
-@pytest.mark.parametrize("choice", ["last", "3-", [], [1, 1], 1.5])
+@pytest.mark.parametrize("choice", ["last", "3-", [], [1, 1], 1.5, "3-1", 0, 3])
 def test_layer_choices_that_cannot_be_read(tiny_vlm: VisionLanguageModel, choice) -> None:
     with pytest.raises(UserError, match=r"model\.layers"):
         tiny_vlm.layers.choose(choice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lad_pl.errors import UserError
 
@@ -18,15 +18,19 @@ def load_photo(name: str, folder: Path, side: int | None) -> Image.Image:
     return resize(open_image(folder / name), side)
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, upright: bool = False) -> Image.Image:
     """Decode a file completely, as RGB.
+
+    Args:
+        path: the file.
+        upright: turn it as its EXIF orientation says, as people see it; the published code does not.
 
     Raises:
         UserError: the file is missing, truncated or no image.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image file {path} does not exist") from error
     except (OSError, ValueError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:

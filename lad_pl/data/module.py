@@ -72,6 +72,11 @@ class MultiImageData(pl.LightningDataModule):
         self.samples: Split = []
         """The samples of the stage in progress; a batch's ``groups`` are indices into it."""
 
+    @property
+    def results_folder(self) -> str:
+        """Folder within the run folder that results go to: the run folder itself."""
+        return ""
+
     # ------------------------------------------------------------------------------------------------- the splits
 
     def setup(self, stage: str) -> None:

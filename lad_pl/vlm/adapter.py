@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
@@ -33,7 +34,7 @@ class VisionLanguageModel:
         processor: the model's processor.
 
     Raises:
-        UserError: the model has no stack of decoder layers, or takes no precomputed image features.
+        UserError: the model's attention cannot be read, or it takes no precomputed image features.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
@@ -41,6 +42,11 @@ class VisionLanguageModel:
         self.processor = processor
         self.layers = DecoderLayers.of(model)
         self.backend: str = self.model.config.get_text_config()._attn_implementation
+        if self.backend != "eager" and not all(map(_uses_attention_interface, filter(None, self.layers.attention))):
+            raise UserError(
+                f"{type(model).__name__} computes its attention in a way of its own under '{self.backend}'; set "
+                "vlm.attn_implementation to eager."
+            )
         if not _takes_image_features(model):
             raise UserError(
                 f"{type(model).__name__} takes no precomputed image features; this model family is not supported."
@@ -61,11 +67,12 @@ class VisionLanguageModel:
     def device(self) -> torch.device:
         """Where the inputs go."""
         placed = getattr(self.model, "hf_device_map", None)
+        embeddings = self.model.get_input_embeddings()
         if placed is None:
-            return self.model.get_input_embeddings().weight.device
-        devices = [place for place in placed.values() if place != "disk"]  # offloaded weights come to the others
-        accelerators = [place for place in devices if str(place) != "cpu"]
-        return torch.device((accelerators or devices or ["cpu"])[0])
+            return embeddings.weight.device
+        name = next(name for name, module in self.model.named_modules() if module is embeddings)
+        parts = sorted((part for part in placed if f"{name}.".startswith(f"{part}." if part else "")), key=len)
+        return torch.device("cpu" if placed[parts[-1]] == "disk" else placed[parts[-1]])
 
     def encoder(self, prompt: PromptSpec) -> PromptEncoder:
         """The input side of this model, for the data workers.
@@ -189,6 +196,11 @@ class VisionLanguageModel:
             digest.update(name.encode())
             digest.update(ends[name])
         return digest.hexdigest()[:16]
+
+
+def _uses_attention_interface(attention: nn.Module) -> bool:
+    """Whether the module's attention goes through transformers' table of backends, where it can be read."""
+    return hasattr(sys.modules[type(attention).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def _takes_image_features(model: Any) -> bool:

@@ -8,6 +8,7 @@ that numbers its images, or comments on some of them, is called for every permut
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -15,13 +16,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
 
 from lad_pl.answers import AnswerTrie
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, first_line
 from lad_pl.prompts import PromptSpec, identifiers
 from lad_pl.types import Batch, PermutedSample
 from lad_pl.vlm.spans import ImageBlocks, ImageSpans
@@ -49,12 +49,13 @@ class PromptEncoder:
         self._check_template_variables()
 
     def _check_template_variables(self) -> None:
-        templates = str(self.processor.chat_template)
-        unknown = [name for name in self.prompt.chat_template_kwargs if not re.search(rf"\b{name}\b", templates)]
-        if unknown:
-            raise UserError(
-                f"prompt.chat_template_kwargs names '{unknown[0]}', which this model's chat template does not use."
-            )
+        taken = {"messages", *inspect.signature(self.processor.apply_chat_template).parameters}
+        for name in self.prompt.chat_template_kwargs:
+            if name in taken or not re.search(rf"\b{re.escape(name)}\b", str(self.processor.chat_template)):
+                raise UserError(
+                    f"prompt.chat_template_kwargs names '{name}', which is no variable of this model's chat template "
+                    "that a prompt may set."
+                )
 
     def __call__(self, items: Sequence[PermutedSample]) -> Batch:
         """Encode a list of samples, each under all of its permutations.
@@ -108,7 +109,7 @@ class PromptEncoder:
             UserError: the tokenizer cannot tell two identifiers apart, or merges one with the prompt.
         """
         names = identifiers(self.prompt.identifiers, num_candidates)
-        before = self._chat(self.prompt.text("x", num_candidates))
+        before = self._chat(self._turns([], self.prompt.text("x", num_candidates)))
         base = self._ids(before)
         tokens = []
         for name in names:
@@ -116,13 +117,13 @@ class PromptEncoder:
             if ids[: len(base)] != base:
                 raise UserError(f"The tokenizer merges the identifier '{name}' with the prompt; use other identifiers.")
             tokens.append(ids[len(base) :])
-        return AnswerTrie.build(names, tokens, self._end_of_turn())
+        return AnswerTrie.build(names, tokens, self._end_of_turn)
 
     def fingerprint(self) -> str:
         """A short digest of the chat template's words and of what the image processor does."""
         settings = self.processor.image_processor.to_dict()
         kept = {name: value for name, value in settings.items() if not name.startswith("_") and "class" not in name}
-        described = json.dumps([self._chat("x"), kept], sort_keys=True, default=str)
+        described = json.dumps([self._chat(self._turns([], "x")), kept], sort_keys=True, default=str)
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def _process(self, item: PermutedSample, permutation: Sequence[int]) -> tuple[Fields, Fields, ImageBlocks]:
@@ -140,7 +141,7 @@ class PromptEncoder:
         return tokens, {name: values for name, values in fields.items() if name not in tokens}, blocks
 
     def _tokenized(self, images: list[dict[str, Any]], text: str) -> Any:
-        control = self.spans.control_token_in(text)
+        control = self.spans.control_token_in(f"{self.prompt.system or ''} {text}")
         try:
             return self.processor.apply_chat_template(
                 self._turns(images, text),
@@ -156,33 +157,35 @@ class PromptEncoder:
                 },
                 **self.prompt.chat_template_kwargs,
             )
-        except (ValueError, TypeError, NotImplementedError, TemplateError) as error:
+        except Exception as error:  # whatever a template or a processor of some family may think of
             spelt = "" if control is None else f" (its text spells '{control}', one of the model's own tokens)"
-            raise UserError(f"the model's processor refuses it{spelt}: {error}") from error
+            raise UserError(f"the model's processor refuses it{spelt}: {first_line(error)}.") from error
 
     def _turns(self, images: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
         turns = [_turn("user", [*images, _words(text)])]
         return turns if self.prompt.system is None else [_turn("system", [_words(self.prompt.system)]), *turns]
 
-    def _chat(self, text: str) -> str:
-        """The prompt as the chat template writes it, without images."""
+    def _chat(self, turns: list[dict[str, Any]], answering: bool = True) -> str:
+        """What the chat template makes of a conversation; ``answering``: up to where the assistant begins."""
         options = self.prompt.chat_template_kwargs
         try:
-            return self.processor.apply_chat_template(self._turns([], text), add_generation_prompt=True, **options)
-        except TemplateError as error:
-            raise UserError(f"The model's chat template refuses the prompt: {error}") from error
+            return self.processor.apply_chat_template(turns, add_generation_prompt=answering, **options)
+        except Exception as error:  # templates are programs of their own
+            raise UserError(f"The model's chat template refuses the prompt: {first_line(error)}.") from error
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _end_of_turn(self) -> int:
-        """The token after an assistant's words, as the chat template writes it."""
+        """The token that closes an assistant's words; where the template closes none, what opens the next turn."""
         marker = "ANSWER"
         turns = [*self._turns([], "x"), _turn("assistant", [_words(marker)])]
-        text = self.processor.apply_chat_template(turns, **self.prompt.chat_template_kwargs)
-        closing = self._ids(text[text.rindex(marker) + len(marker) :].lstrip())
-        special = [token for token in closing if token in self.tokenizer.all_special_ids]
-        return special[0] if special else self.tokenizer.eos_token_id
+        for conversation in (turns, [*turns, _turn("user", [_words("x")])]):
+            text = self._chat(conversation, answering=False)
+            token = self.spans.first_marker(self._ids(text.rpartition(marker)[2]))
+            if token is not None:
+                return token
+        return self.tokenizer.eos_token_id
 
 
 def _turn(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from transformers.utils import ModelOutput
 
 from lad_pl.errors import UserError
 
+TOWER_FIELDS = ("visual_indicator_features",)
+"""What belongs to the tower and not to an image: Ovis2's embeddings of its indicator tokens."""
+
 
 @dataclass(frozen=True)
 class PerImageFeatures:
@@ -51,9 +54,7 @@ class PerImageFeatures:
         kept: dict[str, Any] = {}
         for name in self.outputs[0]:
             values = [output[name] for output in self.outputs]
-            kept[name] = self._laid_out(values, images)
-            if kept[name] is None and _are_equal(values):  # belongs to the tower, not to an image
-                kept[name] = values[0]
+            kept[name] = values[0] if name in TOWER_FIELDS else self._laid_out(values, images)
         if not any(self._holds_features([output.get(name) for output in self.outputs]) for name in kept):
             raise UserError(
                 f"the vision tower's {type(self.outputs[0]).__name__} holds no {sum(map(sum, self.sizes))} feature "
@@ -78,10 +79,6 @@ class PerImageFeatures:
             layers = [self._laid_out(layer, images) for layer in zip(*values, strict=True)]
             return None if any(layer is None for layer in layers) else layers
         return None
-
-
-def _are_equal(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, Tensor) and torch.equal(value, values[0]) for value in values)
 
 
 def _num_vectors(value: Any) -> int | None:

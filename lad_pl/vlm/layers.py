@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lad_pl.capture import check_layers
 from lad_pl.errors import UserError
 
-LayerChoice = list[int] | str | float
+LayerChoice = list[int] | int | float | str
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class DecoderLayers:
     attention: tuple[nn.Module | None, ...]
     """The self-attention module; None where a layer mixes tokens by recurrence or convolution."""
     kinds: tuple[str, ...]
-    """full_attention, sliding_attention, chunked_attention, linear_attention, ... as the config names it."""
+    """full_attention, sliding_attention, chunked_attention, linear_attention, ...: as the config names it; where it
+    names none, by whether it has a window."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> DecoderLayers:
@@ -37,7 +38,9 @@ class DecoderLayers:
         if layers is None:
             raise UserError(f"{type(model).__name__} has no decoder layers that this toolkit knows of.")
         attention = tuple(getattr(layer, "self_attn", None) for layer in layers)
-        kinds = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(attention)
+        window = getattr(decoder.config, "sliding_window", None)
+        alike = "full_attention" if window is None else "sliding_attention"
+        kinds = getattr(decoder.config, "layer_types", None) or [alike] * len(attention)
         return cls(attention, tuple(kinds))
 
     def __len__(self) -> int:
@@ -56,6 +59,11 @@ class DecoderLayers:
             chosen = tuple(choice)
         elif isinstance(choice, float):
             chosen = self._from_fraction(choice)
+        elif isinstance(choice, int):
+            raise UserError(
+                f"model.layers is {choice}; write [{choice}] for that one layer, or a range such as 21-35, or a "
+                "fraction of the depth such as 0.58."
+            )
         else:
             first, dash, last = str(choice).partition("-")
             if not (first.strip().isdigit() and dash and last.strip().isdigit()):
@@ -63,6 +71,8 @@ class DecoderLayers:
                     f"model.layers is '{choice}'; give a list [21, 22], a range '21-35' or a fraction such as 0.58."
                 )
             chosen = tuple(range(int(first), int(last) + 1))
+            if not chosen:
+                raise UserError(f"model.layers is '{choice}', which is no layer; a range runs from low to high.")
         check_layers(chosen, self.attention)
         return chosen
 

@@ -8,7 +8,7 @@ tokens follow exactly.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +52,16 @@ class ImageSpans:
         markers = {text: token for token, text in added.items() if not text.isspace() and token != image_token}
         self._markers = markers
         self._marker_ids = torch.tensor(sorted(markers.values()), dtype=torch.long)
-        marker = "|".join(map(re.escape, sorted(markers, key=len, reverse=True)))
+        marker = _any_of(markers)
         self._marker = re.compile(marker)
         self._markers_at_end = re.compile(f"(?:{marker})*\\Z")
         self._markers_at_start = re.compile(f"\\A(?:{marker})*")
-        reserved = {text for text in (*markers, self._visual, placeholder) if text}
-        self._reserved = re.compile("|".join(map(re.escape, sorted(reserved, key=len, reverse=True))))
+        special = [entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special]
+        self._reserved = re.compile(_any_of({text for text in (*special, self._visual, placeholder) if text}))
+
+    def first_marker(self, input_ids: Sequence[int]) -> int | None:
+        """The first of ``input_ids`` that is a token of the tokenizer's own making, if any."""
+        return next((token for token in input_ids if token in self._markers.values()), None)
 
     def control_token_in(self, text: str) -> str | None:
         """The first word of ``text`` that the tokenizer or the processor takes for a token of their own, if any."""
@@ -97,11 +101,12 @@ class ImageSpans:
         if not markers:
             return place
         outermost = markers[0] if step < 0 else markers[-1]
-        for _ in range(markers.count(outermost)):
-            place += step
-            while input_ids[place] != self._markers[outermost]:
-                place += step
-        return place
+        places = (input_ids == self._markers[outermost]).nonzero().flatten().tolist()
+        beside = sorted((other for other in places if (other - place) * step > 0), key=lambda other: abs(other - place))
+        found = next(iter(beside[markers.count(outermost) - 1 :]), None)
+        if found is None or (input_ids[min(place, found) + 1 : max(place, found)] == self.image_token).any():
+            raise UserError(f"the prompt lacks '{outermost}' beside an image; this model family is not supported.")
+        return found
 
     def positions(self, input_ids: Tensor, blocks: ImageBlocks, rule: str) -> Tensor:
         """(S,) position of the image that each token belongs to, or -1.
@@ -129,6 +134,11 @@ class ImageSpans:
         for start, _ in extents:
             taken[start - before : start] = True
         return before, _common_run(input_ids, taken, [end for _, end in extents], 1)
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern for any of these texts, the longest first; for none it matches nothing."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def _common_run(input_ids: Tensor, taken: Tensor, starts: Sequence[int], step: int) -> int:

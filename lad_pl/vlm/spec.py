@@ -11,7 +11,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from lad_pl.assets import asset
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, first_line
+
+# What says where the files are, and so holds for the processor as well as for the weights.
+_HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "subfolder", "token")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class VLMSpec:
         Raises:
             UserError: the folder or hub id cannot be read.
         """
-        processor = self._load(AutoProcessor, "processor")
+        hub = {name: value for name, value in self.options.items() if name in _HUB_OPTIONS}
+        processor = self._load(AutoProcessor, "processor", **hub)
         if getattr(processor, "chat_template", None) is None:
             raise UserError(f"The processor '{self.path}' has no chat template; use an instruction-tuned model.")
         return processor
@@ -93,7 +97,7 @@ class VLMSpec:
                 **arguments,
             )
         except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"Cannot load the {what} '{self.path}': {_first_line(error)}. {self._remedy()}") from error
+            raise UserError(f"Cannot load the {what} '{self.path}': {first_line(error)}. {self._remedy()}") from error
 
     def _remedy(self) -> str:
         folder = Path(self.source)
@@ -107,8 +111,3 @@ class VLMSpec:
         if absent:
             return f"The folder lacks {' and '.join(absent)}; copy the model's whole repository into it."
         return "The folder exists; check that its files are complete and that the options under vlm fit this model."
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(error).__name__

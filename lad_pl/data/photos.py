@@ -1,0 +1,117 @@
+"""A person's photos and captions: samples without a right answer, made on the spot."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lad_pl.data.dataset import LoadImage
+from lad_pl.data.images import open_image, resize
+from lad_pl.data.module import MultiImageData, Split
+from lad_pl.errors import UserError
+from lad_pl.ranking import Group, groups
+from lad_pl.types import Sample
+
+
+class PhotoData(MultiImageData):
+    """Photos to be ranked for captions, in groups of N.
+
+    The photos are put into one order first, by their names, so that the order in which they are named makes no
+    difference.
+
+    Args:
+        photos: files, folders, or patterns such as 'holiday/*.jpg' (** goes into subfolders).
+        captions: what to rank them for.
+        group_size: N, how many photos the model sees at a time; on the command line the calibration's N if unset.
+        rounds: how many times every photo is shown, each time in other company, where there are more than N.
+        options: further arguments of :class:`MultiImageData`, such as num_permutations and batch_size.
+    """
+
+    def __init__(
+        self, photos: list[str], captions: list[str], group_size: int | None = None, rounds: int = 3, **options: Any
+    ) -> None:
+        super().__init__(annotations="", images=".", **options)
+        if group_size is None:
+            raise UserError("Give group_size: the N that the calibration was made with.")
+        self.patterns = photos
+        self.captions = captions
+        self.group_size = group_size
+        self.rounds = rounds
+        self.num_permutations = min(self.num_permutations, math.factorial(group_size))
+        self.photos: tuple[str, ...] = ()
+        self.groups: tuple[Group, ...] = ()
+
+    @property
+    def results_folder(self) -> str:
+        """Each question has its own results; asking another loses none."""
+        question = [self.photos, self.captions, self.group_size, self.rounds, self.num_permutations]
+        return f"photos-{hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]}"
+
+    def setup(self, stage: str) -> None:
+        """Find the photos and lay them out in groups.
+
+        Raises:
+            UserError: the stage needs right answers, a pattern finds nothing, or there are too few photos or captions.
+        """
+        if stage != "predict":
+            raise UserError(f"Photos without a right answer can be ranked by predict, not used by {stage}.")
+        self.photos = find_photos(self.patterns)
+        if not self.captions or not all(caption.strip() for caption in self.captions):
+            raise UserError("Name at least one caption, and no empty one.")
+        if self.rounds < 1:
+            raise UserError(f"rounds is {self.rounds}; every photo must be shown at least once.")
+        if len(self.photos) < self.group_size:
+            raise UserError(
+                f"There are {len(self.photos)} photos, and the calibration holds for {self.group_size} at a time; add "
+                f"photos, or run fit with samples of {len(self.photos)} images."
+            )
+        self.groups = groups(len(self.photos), self.group_size, self.rounds)
+        super().setup(stage)
+
+    def all_samples(self) -> Split:
+        """One sample per caption and group."""
+        return [
+            Sample(f"{caption_number}-{group_number}", tuple(self.photos[i] for i in group), caption, None)
+            for caption_number, caption in enumerate(self.captions)
+            for group_number, group in enumerate(self.groups)
+        ]
+
+    def image_loader(self, side: int | None) -> LoadImage:
+        """The function that decodes one photo, upright, as RGB, resized to ``side`` pixels square if given."""
+        return partial(_load_upright, side=side)
+
+
+def find_photos(patterns: Sequence[str]) -> tuple[str, ...]:
+    """The image files that files, folders and patterns name, each once, in the order of their names.
+
+    Raises:
+        UserError: one of them finds no image.
+    """
+    known = set(Image.registered_extensions())
+    found: set[str] = set()
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            files = [str(file) for file in path.iterdir()]
+        elif has_magic(pattern) and not path.exists():
+            files = glob(str(path), recursive=True)
+        else:
+            found.add(str(path))  # named as it is: whatever it is called, and missed if it is not there
+            continue
+        images = {file for file in files if Path(file).suffix.lower() in known and Path(file).is_file()}
+        if not images:
+            raise UserError(f"'{pattern}' finds no image file.")
+        found |= images
+    return tuple(sorted(found))
+
+
+def _load_upright(name: str, side: int | None) -> Image.Image:
+    return resize(open_image(Path(name), upright=True), side)
