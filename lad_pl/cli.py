@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import set_parsing_settings
+from jsonargparse import auto_cli, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -187,8 +187,12 @@ class CLI(LightningCLI):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 after a mistake in what was typed or supplied."""
     _prepare()
+    typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        typed, CLI.contact_sheet = translated(sys.argv[1:] if arguments is None else arguments)
+        if typed[:1] in (["prepare"], ["download"]):
+            _build_data(*typed)
+            return 0
+        typed, CLI.contact_sheet = translated(typed)
         CLI(
             AttentionGuidedDebiasing,
             MultiImageData,
@@ -204,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         message = _one_line(error)
     except (ArgumentError, UnicodeDecodeError) as error:
-        message = _innermost(str(error))
+        message = f"{_innermost(str(error))}. `python -m lad_pl {_helped(typed)} --help` lists the options."
     except OSError as error:
         message = f"{error.filename or 'A file'}: {error.strerror or error}"
     else:
@@ -213,12 +217,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return USER_ERROR
 
 
+def _build_data(command: str, *arguments: str) -> None:
+    """``prepare`` and ``download``: plain functions, whose signatures and docstrings are the options and their help."""
+    # Here, because no other command needs what these import.
+    from lad_pl.prepare.commands import COMMANDS
+    from lad_pl.prepare.download import download
+
+    functions: Any = download if command == "download" else COMMANDS
+    auto_cli(
+        functions,
+        args=list(arguments),
+        as_positional=command == "download",
+        prog=f"lad_pl {command}",
+        exit_on_error=False,
+    )
+
+
 def _parser_settings(arguments: Sequence[str]) -> dict[str, Any]:
     """Where neither a configuration nor a model is named, every command runs the embedded demo."""
     settings: dict[str, Any] = {
         "prog": "lad_pl",
         "exit_on_error": False,
-        "description": "Measure and remove position bias of multi-image vision-language models.",
+        "description": "Measure and remove position bias of multi-image vision-language models. Two more commands, "
+        "prepare and download, build data sets: python -m lad_pl prepare --help.",
     }
     settings |= {command: {"description": summary} for command, summary in _SUMMARIES.items()}
     named = {argument.partition("=")[0] for argument in arguments}
@@ -243,7 +264,12 @@ def _innermost(message: str) -> str:
     told = " ".join(line for line in lines if line and not line.startswith(noise))
     if "DemoData" in told and "not accepted" in told:
         told += ". Without a configuration the demo runs: name a model with --config or --model.vlm.path"
-    return told + ". `python -m lad_pl fit --help` lists the options."
+    return told.rstrip(".")
+
+
+def _helped(typed: Sequence[str]) -> str:
+    """The command whose help fits what was typed."""
+    return typed[0] if typed and typed[0] in (*_SUMMARIES, "prepare", "download") else "fit"
 
 
 def _one_line(error: BaseException) -> str:

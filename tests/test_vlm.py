@@ -26,7 +26,7 @@ LAYERS = (1, 3, 5)
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
-    paths = write_noise_images(tmp_path_factory.mktemp("images"), 12, sizes=SIZES)
+    paths = write_noise_images(tmp_path_factory.mktemp("images"), 26, sizes=SIZES)
     return [Image.open(path).convert("RGB") for path in paths]
 
 
@@ -94,7 +94,10 @@ def test_evidence_equals_plain_eager_forwards(
             row += 1
 
 
-@pytest.mark.parametrize(("style", "n"), [("digits", 12), ("upper", 4), ("roman", 8), ("words", 5)])
+@pytest.mark.parametrize(
+    ("style", "n"),
+    [("digits", 12), ("digits", 26), ("upper", 26), ("lower", 4), ("roman", 8), ("roman", 26), ("words", 26)],
+)
 def test_candidates_of_several_tokens_equal_full_forwards(
     tiny_vlm: VisionLanguageModel, pictures: list[Image.Image], style: str, n: int
 ) -> None:

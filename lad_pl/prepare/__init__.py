@@ -1,0 +1,1 @@
+"""Building annotation files: from captioned photographs, from published benchmarks, from anybody's own table."""

@@ -1,0 +1,159 @@
+"""Hard negatives: for every anchor, the nearest images of a pool that do not show or say the same.
+
+With image embeddings v, caption embeddings t (both of unit length) and category sets C, image p is a candidate for
+anchor a if ``t_a . t_p < max_text_similarity`` and C_p is not excluded by C_a; the candidates with the largest
+``v_a . v_p`` are its negatives (paper, appendix C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Exclusion = Literal["subset", "identical"]
+
+_BLOCK_ELEMENTS = 1 << 23
+"""Anchors times pool images compared at once: 32 MB per float32 matrix, whatever the size of the pool."""
+_SPARE = 32
+"""Nearest images beyond k whose captions are looked at before all captions of the pool are."""
+_PAIRS = 1 << 13
+"""Pairs ranked at once in double precision."""
+_TIE = 1e-5
+"""More than single precision can err in a product of two unit vectors."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """P images to choose negatives from."""
+
+    images: Tensor
+    """Image embeddings, float32 (P, D), rows of unit length."""
+    texts: Tensor
+    """Caption embeddings, float32 (P, D), rows of unit length."""
+    categories: Tensor | None = None
+    """Category sets as bits, int64 (P, words), see :func:`category_bits`; None where images have no categories."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Exclusions(NamedTuple):
+    """What becomes of the other images of the pool for one anchor."""
+
+    candidates: int
+    same_categories: int
+    similar_caption: int
+    """Excluded by their caption alone."""
+
+
+def category_bits(sets: Sequence[frozenset[int | str]]) -> Tensor:
+    """Sets as rows of int64 words, one bit per category, so that sets are compared a word at a time."""
+    places = {category: place for place, category in enumerate(sorted(frozenset().union(*sets), key=str))}
+    rows = [place for row, members in enumerate(sets) for place in [row] * len(members)]
+    columns = [places[category] for members in sets for category in members]
+    words = torch.zeros(len(sets), max(1, -(-len(places) // 62)), dtype=torch.int64)
+    column = torch.tensor(columns, dtype=torch.int64)
+    # Each bit is added at most once, so that adding is setting; 62 bits keep clear of the sign.
+    words.index_put_((torch.tensor(rows, dtype=torch.int64), column // 62), 1 << column % 62, accumulate=True)
+    return words
+
+
+def nearest_candidates(
+    pool: Pool,
+    anchors: Sequence[int],
+    k: int,
+    max_text_similarity: float = 0.9,
+    exclude: Exclusion = "subset",
+    report: Callable[[int], None] = lambda anchors: None,
+) -> Tensor:
+    """Places of the k nearest candidates of each anchor, int64 (A, k), nearest first; -1 where there are fewer.
+
+    Ties in similarity go to the earlier image of the pool, also where single precision would tell equal images apart.
+
+    Args:
+        pool: the images.
+        anchors: places in the pool, (A,).
+        k: negatives per anchor.
+        max_text_similarity: captions at least as similar as this exclude an image.
+        exclude: "subset" excludes images with all of the anchor's categories, "identical" those with the same set.
+        report: told how many anchors a finished block held.
+    """
+    nearest = []
+    for rows in torch.as_tensor(anchors, dtype=torch.int64).split(max(1, _BLOCK_ELEMENTS // max(1, len(pool)))):
+        nearest.append(_block(pool, rows, k, max_text_similarity, exclude))
+        report(len(rows))
+    return torch.cat(nearest)
+
+
+def exclusions(pool: Pool, anchor: int, max_text_similarity: float = 0.9, exclude: Exclusion = "subset") -> Exclusions:
+    """How many images each rule of :func:`nearest_candidates` excludes for an anchor."""
+    row = torch.tensor([anchor])
+    excluded = excluded_by_category(pool.categories, row, exclude, len(pool))[0]
+    excluded[anchor] = True
+    similar = (pool.texts @ pool.texts[anchor] >= max_text_similarity) & ~excluded
+    same, also = int(excluded.sum()) - 1, int(similar.sum())
+    return Exclusions(len(pool) - 1 - same - also, same, also)
+
+
+def _block(pool: Pool, rows: Tensor, k: int, max_text_similarity: float, exclude: Exclusion) -> Tensor:
+    similarity = pool.images[rows] @ pool.images.T
+    similarity[excluded_by_category(pool.categories, rows, exclude, len(pool))] = -torch.inf
+    similarity.scatter_(1, rows[:, None], -torch.inf)  # the anchor itself
+    # Few captions are alike: mostly those of a few nearest images are enough to know.
+    size = min(k + _SPARE, len(pool))
+    near, columns = similarity.topk(size)
+    alike = torch.einsum("ad,amd->am", pool.texts[rows], pool.texts[columns]) >= max_text_similarity
+    bound = _bound(near.masked_fill_(alike, -torch.inf), k)
+    settled = bound > similarity.gather(1, columns[:, -1:])[:, 0]
+    place, which = ((near >= bound[:, None]) & settled[:, None]).nonzero(as_tuple=True)
+    pairs = [torch.stack([place, columns[place, which]])]
+    rest = (~settled).nonzero()[:, 0]
+    if len(rest):
+        similarity = similarity[rest]
+        similarity[pool.texts[rows[rest]] @ pool.texts.T >= max_text_similarity] = -torch.inf
+        bound = _bound(similarity, k)
+        place, column = ((similarity >= bound[:, None]) & bound.isfinite()[:, None]).nonzero(as_tuple=True)
+        pairs.append(torch.stack([rest[place], column]))
+    return _rank(pool.images, rows, torch.cat(pairs, dim=1), k)
+
+
+def _bound(similarity: Tensor, k: int) -> Tensor:
+    """What the similarity of a row's k-th image could be in truth, at least; -inf where there is none."""
+    if similarity.shape[1] < k:
+        return torch.full((len(similarity),), -torch.inf)
+    return similarity.topk(k).values[:, -1] - _TIE
+
+
+def excluded_by_category(categories: Tensor | None, rows: Tensor, exclude: Exclusion, size: int) -> Tensor:
+    """Which pool images the anchors' categories exclude, bool (A, P)."""
+    if categories is None:
+        return torch.zeros(len(rows), size, dtype=torch.bool)
+    difference = torch.zeros(len(rows), size, dtype=torch.int64)
+    for word in categories.unbind(1):
+        own = word[rows, None]
+        difference |= own & ~word if exclude == "subset" else own ^ word
+    return difference == 0
+
+
+def _rank(images: Tensor, rows: Tensor, pairs: Tensor, k: int) -> Tensor:
+    """The k most similar columns per row from ``pairs`` (row, column), ties to the left; -1 in rows without pairs."""
+    place, column = pairs
+    exact = torch.cat(
+        [
+            (images[rows[left]].double() * images[right].double()).sum(1)
+            for left, right in zip(place.split(_PAIRS), column.split(_PAIRS), strict=True)
+        ]
+    )
+    order = column.argsort(stable=True)
+    order = order[exact[order].argsort(descending=True, stable=True)]
+    order = order[place[order].argsort(stable=True)]
+    counts = place.bincount(minlength=len(rows))
+    first = counts.cumsum(0) - counts
+    nearest = torch.full((len(rows), k), -1, dtype=torch.int64)
+    found = counts > 0
+    nearest[found] = column[order][first[found, None] + torch.arange(k)]
+    return nearest
