@@ -207,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except UserError as error:
         message = _one_line(error)
+    except UnicodeEncodeError as error:
+        message = f"A name or text has characters that cannot be written: {error.object[:80]!r}"
     except (ArgumentError, UnicodeDecodeError) as error:
         message = f"{_innermost(str(error))}. `python -m lad_pl {_helped(typed)} --help` lists the options."
     except OSError as error:

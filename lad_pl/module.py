@@ -312,7 +312,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
                 f"Sample {shared[0]} was used for calibration; test on others, or allow it by name with "
                 "--data.allow_calibration_in_test true."
             )
-        held_back = self.data.held_back() if self.trainer.state.fn == "test" else []
+        same_file = self.data.calibration_annotations == self.data.annotations
+        held_back = self.data.held_back() if self.trainer.state.fn == "test" and same_file else []
         if held_back and not any(sample_key(sample) in calibrated for sample in held_back):
             raise UserError(
                 f"{len(held_back)} samples of {self.data.annotations} are held back for calibration, but the "

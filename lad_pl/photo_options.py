@@ -38,6 +38,8 @@ def translated(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     add_photo_options(parser, known=True)
     asked, others = parser.parse_known_args(arguments)
+    if asked.contact_sheet and Path(asked.contact_sheet).suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp"):
+        raise UserError(f"Cannot write the contact sheet {asked.contact_sheet}; name a .jpg, .png or .webp file.")
     captions = [*(asked.caption or []), *(_lines(asked.captions) if asked.captions else [])]
     if asked.images is None:
         if captions or asked.contact_sheet:

@@ -1,9 +1,10 @@
 """Ranking any number of photos for one caption with a model that looks at N of them at a time.
 
 The photos are laid out in groups of N: several rounds, each a random partition of all photos. In every group each
-readout gives a probability to each photo. One strength per photo is then fitted to all groups at once (Plackett-Luce:
-in a group, a photo is chosen with probability exp(s_i) / sum_j exp(s_j)), so that photos that never met can be
-compared through those that met both. With no more than N photos there is one group, and the fit is exact.
+readout gives a probability to each photo. In the Plackett-Luce model a photo of a group is chosen with probability
+exp(s_i) / sum_j exp(s_j), so that the log-odds of two photos are the difference of their strengths; one strength per
+photo is fitted to the log-odds of all groups. Photos that never met are compared through those that met both. With no
+more than N photos there is one group, and the fit is exact.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ import torch
 from torch import Tensor
 
 from lad_pl.errors import UserError
-from lad_pl.readouts import ReadoutSettings
-
-RIDGE = 1e-4
-"""Weight of a pull towards equal strengths: keeps the fit finite where a photo wins with probability 1."""
+from lad_pl.readouts import EPS, ReadoutSettings
 
 Group = tuple[int, ...]
 
@@ -71,42 +69,35 @@ def log_probabilities(readout: str, scores: Tensor, settings: ReadoutSettings) -
         (..., N); each row sums to probability 1.
     """
     if readout in ("raw_attention", "purified_attention"):
-        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log().log_softmax(-1)
+        return scores.clamp_min(EPS).log().log_softmax(-1)
     if readout.startswith("head_information"):
         return (settings.temperature * scores).log_softmax(-1)
     return scores.log_softmax(-1)
 
 
 def strengths(dealt: Sequence[Group], log_probs: Tensor, num_photos: int) -> Tensor:
-    """Log-probabilities of M photos that explain the groups' probabilities best.
+    """Log-probabilities of M photos that explain the groups' log-odds best.
 
-    Minimises the Kullback-Leibler divergence from each group's probabilities to those of the Plackett-Luce model,
-    summed over groups; a convex problem.
+    Least squares: within every group, strengths less their mean against log-probabilities less their mean.
 
     Args:
-        dealt: G groups of N photo indices.
-        log_probs: (G, N) log-probabilities within each group, in the groups' order.
+        dealt: G groups of N photo indices that link all photos.
+        log_probs: (G, N) log-probabilities within each group, in the groups' order; finite.
         num_photos: M.
 
     Returns:
         (M,) log-probabilities, double precision.
     """
     members = torch.tensor(dealt)
-    target = log_probs.double().softmax(-1)
-    if len(dealt) == 1:
-        return torch.zeros(num_photos, dtype=torch.double).scatter(0, members[0], log_probs[0].double())
-    strength = torch.zeros(num_photos, dtype=torch.double, requires_grad=True)
-    optimiser = torch.optim.LBFGS([strength], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        value = -(target * strength[members].log_softmax(-1)).sum() + RIDGE * strength.square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimiser.step(loss)
-    return strength.detach().log_softmax(0)
+    size = members.shape[1]
+    centred = log_probs.double() - log_probs.double().mean(-1, keepdim=True)
+    # Normal equations: the graph's Laplacian, made regular by fixing the mean of the strengths.
+    laplacian = torch.full((num_photos, num_photos), 1 / num_photos, dtype=torch.double)
+    laplacian.diagonal().add_(torch.bincount(members.flatten(), minlength=num_photos))
+    pairs = (members[:, :, None].expand(-1, -1, size), members[:, None].expand(-1, size, -1))
+    laplacian.index_put_(pairs, torch.tensor(-1 / size, dtype=torch.double), accumulate=True)
+    evidence = torch.zeros(num_photos, dtype=torch.double).index_add(0, members.flatten(), centred.flatten())
+    return torch.linalg.solve(laplacian, evidence).log_softmax(0)
 
 
 def _connected(dealt: Sequence[Group], num_photos: int) -> bool:

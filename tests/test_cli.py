@@ -363,6 +363,23 @@ def test_a_calibration_from_another_file(options, tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_samples"] == 6
 
 
+def test_what_a_calibration_sample_asks_is_not_tested_in_another_file(options, tmp_path) -> None:
+    """Sets built together share captions and right images, as COCO's random and adversarial ones do."""
+    assert run("fit", *options) == 0
+    first = tmp_path / "data" / "annotations.json"
+    samples = json.loads(first.read_text())
+    names = sorted({name for sample in samples for name in sample["image_ids"]})
+    for sample in samples:  # the same question among other images
+        right = sample["image_ids"][sample["index"]]
+        sample["image_ids"] = [right, *[name for name in names if name != right][:2]]
+        sample["index"] = 0
+    (tmp_path / "data" / "other.json").write_text(json.dumps(samples))
+    other = [f"--data.annotations={tmp_path / 'data' / 'other.json'}", f"--data.calibration_annotations={first}"]
+    assert run("test", *options, *other) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} == {str(number) for number in range(2, 8)}
+
+
 def test_limits_count_what_was_seen(options, tmp_path, capsys) -> None:
     assert run("fit", *options, "--trainer.limit_train_batches=1") == 0
     provenance = torch.load(tmp_path / "run" / "calibration.ckpt", weights_only=True)["provenance"]

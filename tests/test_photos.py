@@ -12,6 +12,7 @@ from PIL import Image
 from test_cli import fails, run, write_annotations
 from tiny_vlm import write_noise_images
 
+from lad_pl import UserError
 from lad_pl.data.photos import PhotoData, find_photos
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -134,6 +135,13 @@ def test_what_is_a_photo(album: Path, tmp_path: Path) -> None:
     names = [Path(photo).name for photo in find_photos([str(album)])]
     assert names == [f"noise_{number:03d}.png" for number in range(7)]
     assert find_photos([f"{album}/*", str(album / "noise_000.png")]) == find_photos([str(album)])
+    (tmp_path / "folder").mkdir()
+    for name in (".hidden.png", "invoice.pdf", "drawing.eps"):
+        (tmp_path / "folder" / name).write_bytes((album / "noise_000.png").read_bytes())
+    with pytest.raises(UserError, match="finds no image file"):
+        find_photos([str(tmp_path / "folder")])
+    (tmp_path / "again").symlink_to(album)
+    assert len(find_photos([str(album), str(tmp_path / "again")])) == 7
     (tmp_path / "a[1].png").write_bytes((album / "noise_000.png").read_bytes())
     assert find_photos([str(tmp_path / "a[1].png")]) == (str(tmp_path / "a[1].png"),)
 
@@ -150,7 +158,7 @@ def test_what_is_a_photo(album: Path, tmp_path: Path) -> None:
         (["--images", "{album}/notes.txt", "{album}", "--caption", "x"], "notes.txt cannot be read"),
         (["--images", "{album}", "--captions", "nowhere.txt"], "Cannot read the captions in nowhere.txt"),
         (["--images", "{album}", "--caption", "x", "--data", "lad_pl.data.DemoData"], "takes the place of --data"),
-        (["--images", "{album}", "--caption", "x", "--contact_sheet", "sheet.what"], "Cannot write the contact sheet"),
+        (["--images", "{album}", "--caption", "x", "--contact_sheet", "sheet.what"], "name a .jpg, .png or .webp"),
     ],
 )
 def test_bad_questions(calibrated: list[str], album: Path, capsys, question: list[str], message: str) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lad_pl.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+"""What is decoded: photographs, and nothing that another program would have to run for, such as PostScript."""
 
 
 def load_photo(name: str, folder: Path, side: int | None) -> Image.Image:
@@ -29,7 +32,7 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
         UserError: the file is missing, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image file {path} does not exist") from error

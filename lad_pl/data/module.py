@@ -129,10 +129,17 @@ class MultiImageData(pl.LightningDataModule):
         return self._first(samples, f"has {len(samples)} samples")
 
     def held_back(self) -> Split:
-        """The samples of the test file that are kept for calibration."""
-        if self.calibration_annotations != self.annotations or self.allow_calibration_in_test:
+        """The samples of the test file that are kept for calibration, or ask what a calibration sample asks.
+
+        Sets that were built together, such as COCO's random and adversarial ones, share captions and right images.
+        """
+        if self.allow_calibration_in_test or self.num_calibration == 0:
             return []
-        return self.calibration_samples()
+        calibrated = self.calibration_samples()
+        if self.calibration_annotations == self.annotations:
+            return calibrated
+        asked = {_question(sample) for sample in calibrated}
+        return [sample for sample in read_annotations(self.annotations) if _question(sample) in asked]
 
     def _first(self, samples: Split, found: str) -> Split:
         chosen = samples[: self.num_test]
@@ -196,6 +203,10 @@ class MultiImageData(pl.LightningDataModule):
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {minimum}.")
         if self.num_test is not None and self.num_test < 1:
             raise UserError(f"data.num_test is {self.num_test}; it must be at least 1, or null for all.")
+
+
+def _question(sample: Sample) -> tuple[str, str | None]:
+    return sample.caption, None if sample.target is None else sample.images[sample.target]
 
 
 def _as_list(items: Sequence[PermutedSample]) -> list[PermutedSample]:

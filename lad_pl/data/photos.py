@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from lad_pl.data.dataset import LoadImage
-from lad_pl.data.images import open_image, resize
+from lad_pl.data.images import FORMATS, open_image, resize
 from lad_pl.data.module import MultiImageData, Split
 from lad_pl.errors import UserError
 from lad_pl.ranking import Group, groups
@@ -90,13 +90,13 @@ class PhotoData(MultiImageData):
 
 
 def find_photos(patterns: Sequence[str]) -> tuple[str, ...]:
-    """The image files that files, folders and patterns name, each once, in the order of their names.
+    """The image files that files, folders and patterns name, each once, in the order of their full names.
 
     Raises:
         UserError: one of them finds no image.
     """
-    known = set(Image.registered_extensions())
-    found: set[str] = set()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    found: dict[Path, str] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
@@ -104,13 +104,18 @@ def find_photos(patterns: Sequence[str]) -> tuple[str, ...]:
         elif has_magic(pattern) and not path.exists():
             files = glob(str(path), recursive=True)
         else:
-            found.add(str(path))  # named as it is: whatever it is called, and missed if it is not there
+            found.setdefault(path.resolve(), str(path))  # whatever it is called, and missed if it is not there
             continue
-        images = {file for file in files if Path(file).suffix.lower() in known and Path(file).is_file()}
+        images = [Path(file) for file in files if Path(file).suffix.lower() in known and Path(file).is_file()]
+        images = [image for image in images if not image.name.startswith(".")]
         if not images:
             raise UserError(f"'{pattern}' finds no image file.")
-        found |= images
-    return tuple(sorted(found))
+        for image in images:
+            found.setdefault(image.resolve(), str(image))
+    for name in found.values():
+        if not name.isprintable():
+            raise UserError(f"The file name {name!r} has characters that cannot be written; rename the file.")
+    return tuple(found[path] for path in sorted(found))
 
 
 def _load_upright(name: str, side: int | None) -> Image.Image:

@@ -89,6 +89,8 @@ def read_categories(path: str | Path) -> Categories:
             found.setdefault(names[image_id], set()).add(category)
         return {name: frozenset(members) for name, members in found.items()}
     content = content.get("file_to_catIds", content)  # the published pickle holds other tables beside it
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must map image names to categories.")
     for name, members in content.items():
         if not isinstance(members, list | tuple | set | frozenset) or any(type(m) not in (int, str) for m in members):
             raise UserError(f"{path}: the categories of {name} must be a list of numbers or names.")

@@ -20,7 +20,8 @@ from lad_pl.prepare.questions import (
 )
 from lad_pl.prepare.rows import read_rows
 
-_LEAD = re.compile(r"(?:.*select from the following choices\.?|candidates:.*)", re.IGNORECASE)
+_LETTERED = r"\s*[A-Z][.:)]\s*(?:the )?(?:\w+ (?:image|picture)|(?:image|picture) ?\d+)[.,;]?"
+_LEAD = re.compile(rf"(?:please )?select from the following choices[.:]?|^candidates:(?:{_LETTERED})*$", re.IGNORECASE)
 
 
 def mmiu(annotations: str, images: str, output: str = "data/mmiu", tasks: list[str] | None = None) -> None:
@@ -82,8 +83,8 @@ def _context(context: str, options: str) -> str:
     'Judge the photos.'
     """
     repeated = {line.strip() for line in options.splitlines()}
-    lines = (line.strip() for line in context.splitlines())
-    return "\n".join(line for line in lines if line and line not in repeated and not _LEAD.fullmatch(line))
+    lines = (_LEAD.sub("", line.strip()).strip() for line in context.splitlines())
+    return "\n".join(line for line in lines if line and line not in repeated)
 
 
 def _find(path: str, folder: ImageFolder) -> str:

@@ -47,16 +47,16 @@ def muirbench(
     conversion = Conversion(dataset)
     seen = set()
     for label, row in rows:
-        task = str(row["task"])
+        task = str(row.get("task"))
         seen.add(task)
         if tasks is not None and task not in tasks:
             continue
         try:
             shown, index = _read_item(row)
             names = [store_image(image, given=folder, embedded=folder) for image in shown]
-            conversion.add(task, str(row["idx"]), names, index, row["question"].strip())
+            conversion.add(task, str(row.get("idx")), names, index, row["question"].strip())
         except Unfit as reason:
-            conversion.leave_out(f"{label}, idx {row['idx']}", reason)
+            conversion.leave_out(f"{label}, idx {row.get('idx')}", reason)
     unknown = sorted(set(tasks or []) - seen)
     if unknown:
         raise UserError(f"{dataset} has no task '{unknown[0]}'; it has: {', '.join(sorted(seen))}.")
@@ -65,10 +65,10 @@ def muirbench(
 
 def _read_item(row: Mapping[str, Any]) -> tuple[list[Any], int]:
     """Images and 0-based target of an item."""
-    options, shown, question = row["options"], row["image_list"], row["question"]
+    options, shown, question = row.get("options"), row.get("image_list"), row.get("question")
     if not isinstance(options, list) or not isinstance(shown, list) or not isinstance(question, str):
         raise Unfit("no options, images or question")
-    right = pick(range(len(options)), letter_place(row["answer"]))
+    right = pick(range(len(options)), letter_place(row.get("answer")))
     named = [place for place, option in enumerate(options) if str(option).strip().rstrip(".").lower() != _NONE]
     if right not in named:
         raise Unfit("unanswerable (the answer is 'None of the choices provided')")

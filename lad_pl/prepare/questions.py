@@ -31,7 +31,12 @@ _PLACES = {word: place for place, word in enumerate(identifiers("words", 26))} |
 _PICTURE = r"(?:image|picture|photo|photograph|figure)"
 _ORDINAL = rf"(?:{'|'.join(sorted(_PLACES, key=len, reverse=True))}|\d+(?:st|nd|rd|th))"
 _NAME = re.compile(rf"(?:the )?(?:({_ORDINAL}) {_PICTURE}|{_PICTURE} ?#?(\d+|[a-z])|([a-z]))\.?", re.IGNORECASE)
-_MENTION = re.compile(rf"\b(?:(?:{_ORDINAL}|last) {_PICTURE}|{_PICTURE} ?#?\d+)\b", re.IGNORECASE)
+_POSITION = rf"(?:{_ORDINAL}|last|next|previous|left|right|other)"
+_NUMBER = "(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve)"
+_LISTED = rf"(?: (?:and|or|to|{_NUMBER}|\d+|{_POSITION}))*"
+_MENTION = re.compile(
+    rf"\b(?i:{_POSITION}{_LISTED} {_PICTURE}s?|{_PICTURE}s?[ _-]?#?(?:\d+|{_NUMBER}))\b|\b(?i:{_PICTURE}) \(?[A-Z]\b"
+)
 _OPTION = re.compile(r"\(?([A-Z])\)?\s*(?:[:.)]|$)\s*(.*)")
 
 
@@ -122,6 +127,10 @@ def check_order_free(question: str) -> None:
     """
     if _MENTION.search(question):
         raise Unfit("the question speaks of an image by its place, which changes with the order of the images")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise Unfit("the question has characters that cannot be written") from error
 
 
 def pick(places: Sequence[int], answer: int) -> int:
@@ -256,9 +265,13 @@ class Conversion:
             raise UserError(f"{self.source}: none of {left_out:,} items can be used. " + "; ".join(told) + ".")
         count = sum(map(len, self._samples.values()))
         print(f"{self.source}: {count:,} of {count + left_out:,} items have one of their images as the answer.")
+        stems = {task: re.sub(r"[^\w.+-]+", "_", task) for task, _ in self._samples}
+        for task, stem in stems.items():
+            twin = next((name for name in stems if name != task and stems[name].casefold() == stem.casefold()), None)
+            if twin is not None:
+                raise UserError(f"{self.source}: tasks '{task}' and '{twin}' would have the same file; rename one.")
         for (task, num_images), samples in sorted(self._samples.items()):
-            stem = re.sub(r"[^\w.+-]+", "_", task)
-            path = Path(output) / f"{stem}_{num_images}.json"
+            path = Path(output) / f"{stems[task]}_{num_images}.json"
             write_annotations(path, samples)
             with whole_file(path.with_suffix(".yaml")) as partial:
                 partial.write_text(_configuration(path, images, num_images, asks), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,6 +170,7 @@ def build_sets(
     _check_numbers(num_candidates, num_samples, difficulties, pool_size, batch_size, num_workers)
     folder = Path(images)
     names = usable_images(source, folder, missing_images)
+    _check_pool(min(pool_size, len(names)), num_candidates, num_samples, distinct=compat is None)
     if compat is None:  # the published code embeds all images, and draws from those that could be embedded
         names = sorted(_sampled(names, pool_size, seed))
     embedded = None
@@ -178,11 +180,11 @@ def build_sets(
         embedded = embed(captions, folder, store, ClipSpec(model, pretrained), batch_size, num_workers, rebuild)
         names = _without_broken(embedded, missing_images, store)
     pool = _sampled(names, pool_size, seed) if compat else names
+    _check_pool(len(pool), num_candidates, num_samples, distinct=compat is None)  # less what turned out broken
     print(f"Pool: {len(pool):,} images, drawn with seed {seed}.")
     miner = None if embedded is None else _Miner(source, embedded, pool, max_text_similarity, exclude)
     files: dict[str, list[dict[str, Any]]] = {}
     for n in num_candidates:
-        _check_pool(pool, n, num_samples, distinct=compat is None)
         draws = published_draws(len(names), len(pool), n, num_samples, seed) if compat else None
         for difficulty in difficulties:
             drawn = draws[difficulty] if draws else paired_draws(len(pool), n, num_samples, seed, difficulty)
@@ -194,8 +196,9 @@ def build_sets(
         print(f"{Path(output) / name}: {len(samples):,} samples of {len(samples[0]['image_ids'])} images.")
     base = images.rstrip("/").removesuffix(image_prefix.rstrip("/")) or "."
     print(
-        f"Next: python -m lad_pl fit --config configs/qwen.yaml --data.annotations {Path(output) / next(iter(files))} "
-        f"--data.images {base}"
+        "Next: python -m lad_pl fit --config configs/qwen.yaml --data.annotations "
+        f"{shlex.quote(str(Path(output) / next(iter(files))))} --data.images {shlex.quote(base)}"
+        f"{' --data.num_permutations 2' if num_candidates[0] == 2 else ''}"
     )
 
 
@@ -379,13 +382,12 @@ def _without_broken(embedded: Embeddings, missing_images: MissingImages, store: 
     return list(embedded.names)
 
 
-def _check_pool(pool: Sequence[str], n: int, num_samples: int, distinct: bool) -> None:
-    if len(pool) < n:
-        raise UserError(f"The pool has {len(pool)} images, too few for samples of N = {n}.")
-    if distinct and len(pool) < num_samples:
+def _check_pool(size: int, num_candidates: Sequence[int], num_samples: int, distinct: bool) -> None:
+    if size < max(num_candidates):
+        raise UserError(f"The pool has {size} images, too few for samples of N = {max(num_candidates)}.")
+    if distinct and size < num_samples:
         raise UserError(
-            f"The pool has {len(pool)} images, too few for {num_samples} samples with different anchors; lower "
-            "num_samples."
+            f"The pool has {size} images, too few for {num_samples} samples with different anchors; lower num_samples."
         )
 
 

@@ -157,9 +157,10 @@ def _answer(value: Any, style: Answer) -> int:
         return letter_place(value)
     if value is None:
         raise Unfit("no answer")
-    if isinstance(value, bool) or not re.fullmatch(r"\d+(\.0)?", str(value).strip()):
+    text = str(value).strip().removesuffix(".0")
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,6}", text):
         raise Unfit(f"the answer is no {style}")
-    return int(float(value)) - (style == "number")
+    return int(text) - (style == "number")
 
 
 def _kind(image: Any) -> str:

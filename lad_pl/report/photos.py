@@ -16,6 +16,7 @@ from torch import Tensor
 from lad_pl.data.images import open_image
 from lad_pl.data.photos import PhotoData
 from lad_pl.errors import UserError
+from lad_pl.prepare.files import whole_file
 from lad_pl.ranking import log_probabilities, strengths
 from lad_pl.readouts import ReadoutSettings
 
@@ -113,9 +114,9 @@ def write_contact_sheet(path: str | Path, rankings: Sequence[Ranking]) -> None:
             draw.text((left, upper + _THUMBNAIL), words, "black", font)
         top += height
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except (OSError, ValueError) as error:
+        with whole_file(path) as partial:
+            sheet.save(partial, format=Image.registered_extensions()[Path(path).suffix.lower()])
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"Cannot write the contact sheet {path} ({error}); give a name such as sheet.jpg.") from error
 
 

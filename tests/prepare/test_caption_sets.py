@@ -204,7 +204,7 @@ def test_flickr_and_any_table(data, clip, tmp_path, capsys):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"num_samples": 41}, "40 images, too few for 41 samples with different anchors"),
-        ({"pool_size": 3, "num_samples": 2}, "3 images, too few for samples of N = 4"),
+        ({"pool_size": 3, "num_samples": 2}, "3 images, too few for samples of N = 6"),
         ({"images": "nowhere"}, "image folder nowhere does not exist"),
         ({"max_text_similarity": -1.0}, r"12 of 12 anchors have too few .* has 0 of 3, as 13 of the other 39 images"),
         ({"captions": "nowhere.json"}, "Cannot read nowhere.json"),

@@ -19,9 +19,17 @@ from tiny_vlm import noise_image, write_noise_images
 from lad_pl.cli import main
 from lad_pl.data import read_annotations
 from lad_pl.errors import UserError
-from lad_pl.prepare.mmiu import mmiu
+from lad_pl.prepare.mmiu import _context, mmiu
 from lad_pl.prepare.muirbench import muirbench
-from lad_pl.prepare.questions import QUESTION_TEMPLATE, Unfit, letter_place, option_places, split_options
+from lad_pl.prepare.questions import (
+    QUESTION_TEMPLATE,
+    Conversion,
+    Unfit,
+    check_order_free,
+    letter_place,
+    option_places,
+    split_options,
+)
 from lad_pl.prepare.rows import read_rows
 from lad_pl.prepare.table import table
 
@@ -589,3 +597,43 @@ def test_images_are_stored_only_if_they_are_images(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="1: an embedded image cannot be read"):
         table(str(tmp_path / "set.parquet"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Compare the first and second images.",
+        "What differs between images 1 and 2?",
+        "Look at the first two images.",
+        "Which of the 1st and 2nd photos is older?",
+        "Is Image A brighter?",
+        "Is image one brighter?",
+        "Image-2 is a reference.",
+        "Unlike the previous image, ...",
+        "Is the left image a forgery?",
+    ],
+)
+def test_questions_that_depend_on_the_order(question: str) -> None:
+    with pytest.raises(Unfit, match="by its place"):
+        check_order_free(question)
+
+
+@pytest.mark.parametrize(
+    "question", ["Which image shows a dog?", "Which of these images is a forgery?", "A picture is"]
+)
+def test_questions_that_do_not(question: str) -> None:
+    check_order_free(question)
+
+
+def test_tasks_that_would_share_a_file(tmp_path: Path) -> None:
+    conversion = Conversion("somewhere")
+    for task in ("a b", "A_b"):
+        conversion.add(task, task, ["x.png", "y.png"], 0, "which?")
+    with pytest.raises(UserError, match="would have the same file; rename one"):
+        conversion.finish(tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stands_beside_the_request_to_choose_is_kept() -> None:
+    context = "A red bird. Select from the following choices.\nA: the first image"
+    assert _context(context, "A: the first image") == "A red bird."
