@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -25,6 +27,11 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str |
         if old.get(name) != new.get(name):
             return f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
     return None
+
+
+def short_digest(content: Any, length: int = 16) -> str:
+    """The first ``length`` hexadecimal digits of the SHA-256 of plain values, as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
 def _version(name: str) -> str:

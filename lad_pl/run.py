@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lad_pl.errors import UserError
+from lad_pl.files import whole_file
 from lad_pl.provenance import first_difference, library_versions
 
 CALIBRATION = "calibration.ckpt"
@@ -178,7 +179,5 @@ def _line(record: Record) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
+from lad_pl.provenance import short_digest
 from lad_pl.types import Sample
 
 
@@ -39,12 +39,12 @@ def read_annotations(path: str | Path) -> list[Sample]:
 def digest(samples: Sequence[Sample]) -> str:
     """A short fingerprint of everything in a list of samples."""
     content = [[sample.id, sample.images, sample.caption, sample.target] for sample in samples]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return short_digest(content)
 
 
 def sample_key(sample: Sample) -> str:
     """A short fingerprint of what is asked: the images, whatever their order, and the caption."""
-    return hashlib.sha256(json.dumps([sorted(sample.images), sample.caption]).encode()).hexdigest()[:16]
+    return short_digest([sorted(sample.images), sample.caption])
 
 
 def _sample(entry: Any, number: int, path: Path) -> Sample:

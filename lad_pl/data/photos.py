@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +15,7 @@ from lad_pl.data.dataset import LoadImage
 from lad_pl.data.images import FORMATS, open_image, resize
 from lad_pl.data.module import MultiImageData, Split
 from lad_pl.errors import UserError
+from lad_pl.provenance import short_digest
 from lad_pl.ranking import Group, groups
 from lad_pl.types import Sample
 
@@ -53,7 +52,7 @@ class PhotoData(MultiImageData):
     def results_folder(self) -> str:
         """Each question has its own results; asking another loses none."""
         question = [self.photos, self.captions, self.group_size, self.rounds, self.num_permutations]
-        return f"photos-{hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]}"
+        return f"photos-{short_digest(question, 8)}"
 
     def setup(self, stage: str) -> None:
         """Find the photos and lay them out in groups.

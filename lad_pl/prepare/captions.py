@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from lad_pl.errors import UserError
-from lad_pl.prepare.files import whole_file
+from lad_pl.files import whole_file
 from lad_pl.prepare.pickles import read_pickle
 from lad_pl.prepare.rows import read_rows
 

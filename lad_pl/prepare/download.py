@@ -24,7 +24,7 @@ import rich.progress
 from rich.console import Console
 
 from lad_pl.errors import UserError
-from lad_pl.prepare.files import whole_file
+from lad_pl.files import whole_file
 
 ATTEMPTS = 5
 """Failures in a row, without a byte gained, after which a download gives up."""

@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lad_pl.data.images import open_image
 from lad_pl.errors import UserError
-from lad_pl.prepare.files import whole_file
-from lad_pl.provenance import first_difference
+from lad_pl.files import whole_file
+from lad_pl.provenance import first_difference, short_digest
 
 SHARD_SIZE = 2048
 """Images per file of a store, and so the most work that an interruption can cost."""
@@ -301,7 +301,7 @@ def image_key(name: str, path: Path, caption: str) -> str:
         size = path.stat().st_size
     except OSError as error:
         raise UserError(f"image file {path} cannot be read ({error.strerror})") from error
-    return hashlib.sha256(json.dumps([name, size, caption]).encode()).hexdigest()[:32]
+    return short_digest([name, size, caption], 32)
 
 
 def _open_store(store: Path, manifest: Mapping[str, Any], rebuild: bool) -> None:

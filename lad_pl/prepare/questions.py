@@ -18,7 +18,7 @@ from PIL import Image
 
 from lad_pl.data.images import open_image
 from lad_pl.errors import UserError
-from lad_pl.prepare.files import whole_file, write_annotations
+from lad_pl.files import whole_file, write_annotations
 from lad_pl.prompts import identifiers
 
 QUESTION_TEMPLATE = (

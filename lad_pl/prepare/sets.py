@@ -10,9 +10,9 @@ from random import Random
 from typing import Any, Literal
 
 from lad_pl.errors import UserError
+from lad_pl.files import write_annotations
 from lad_pl.prepare.captions import CaptionedImages, read_categories, read_coco, read_dataset, read_flickr
 from lad_pl.prepare.embeddings import ClipSpec, Embeddings, embed, progress
-from lad_pl.prepare.files import write_annotations
 from lad_pl.prepare.mining import Exclusion, Pool, category_bits, exclusions, nearest_candidates
 
 Difficulty = Literal["random", "adversarial"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from lad_pl.data.images import open_image
 from lad_pl.data.photos import PhotoData
 from lad_pl.errors import UserError
-from lad_pl.prepare.files import whole_file
+from lad_pl.files import whole_file
 from lad_pl.ranking import log_probabilities, strengths
 from lad_pl.readouts import ReadoutSettings
 

@@ -7,9 +7,7 @@ that numbers its images, or comments on some of them, is called for every permut
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +21,7 @@ from transformers import ProcessorMixin
 from lad_pl.answers import AnswerTrie
 from lad_pl.errors import UserError, first_line
 from lad_pl.prompts import PromptSpec, identifiers
+from lad_pl.provenance import short_digest
 from lad_pl.types import Batch, PermutedSample
 from lad_pl.vlm.spans import ImageBlocks, ImageSpans
 
@@ -123,8 +122,7 @@ class PromptEncoder:
         """A short digest of the chat template's words and of what the image processor does."""
         settings = self.processor.image_processor.to_dict()
         kept = {name: value for name, value in settings.items() if not name.startswith("_") and "class" not in name}
-        described = json.dumps([self._chat(self._turns([], "x")), kept], sort_keys=True, default=str)
-        return hashlib.sha256(described.encode()).hexdigest()[:16]
+        return short_digest([self._chat(self._turns([], "x")), kept])
 
     def _process(self, item: PermutedSample, permutation: Sequence[int]) -> tuple[Fields, Fields, ImageBlocks]:
         """Token fields (S,), image fields and image blocks of one sample in one order of its images."""
