@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, features
 
 from lad_pl.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 """What is decoded: photographs, and nothing that another program would have to run for, such as PostScript."""
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that are no image, truncated, broken or hostile."""
 
 
 def load_photo(name: str, folder: Path, side: int | None) -> Image.Image:
@@ -36,7 +39,7 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
             return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image file {path} does not exist") from error
-    except (OSError, ValueError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UserError(f"image file {path} cannot be read ({error})") from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from lad_pl.data.images import FORMATS, UNREADABLE
 from lad_pl.errors import UserError
 from lad_pl.files import whole_file
 from lad_pl.prepare.pickles import read_pickle
@@ -21,7 +22,7 @@ from lad_pl.prepare.rows import read_rows
 
 Categories = dict[str, frozenset[int | str]]
 
-_FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"}
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -279,9 +280,9 @@ def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: s
 def _suffix(content: bytes) -> str:
     """File name ending of an encoded picture; none if it is not one, which opening it will say."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return _FORMATS.get(image.format or "", "")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return _SUFFIXES.get(image.format or "", "")
+    except UNREADABLE:
         return ""
 
 

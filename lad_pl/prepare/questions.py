@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from lad_pl.data.images import open_image
+from lad_pl.data.images import FORMATS, UNREADABLE, open_image
 from lad_pl.errors import UserError
 from lad_pl.files import whole_file, write_annotations
 from lad_pl.prompts import identifiers
@@ -208,10 +208,10 @@ def store_image(image: Any, given: ImageFolder, embedded: ImageFolder) -> str:
 
 def _image_format(content: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
             return str(image.format).lower()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise Unfit("an embedded image cannot be read") from error
 
 

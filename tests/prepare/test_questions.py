@@ -24,6 +24,7 @@ from lad_pl.prepare.muirbench import muirbench
 from lad_pl.prepare.questions import (
     QUESTION_TEMPLATE,
     Conversion,
+    ImageFolder,
     Unfit,
     check_order_free,
     letter_place,
@@ -637,3 +638,12 @@ def test_tasks_that_would_share_a_file(tmp_path: Path) -> None:
 def test_what_stands_beside_the_request_to_choose_is_kept() -> None:
     context = "A red bird. Select from the following choices.\nA: the first image"
     assert _context(context, "A: the first image") == "A red bird."
+
+
+def test_an_embedded_image_that_another_program_would_have_to_decode(tmp_path: Path) -> None:
+    """PostScript would be handed to Ghostscript; nothing but photographs is opened."""
+    drawing = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(drawing, "EPS")
+    with pytest.raises(Unfit, match="an embedded image cannot be read"):
+        ImageFolder(tmp_path).store(drawing.getvalue())
+    assert not list(tmp_path.iterdir())
