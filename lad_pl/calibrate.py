@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lad_pl.errors import UserError
 from lad_pl.readouts import EPS, centred_log_attention, head_score
@@ -35,13 +32,19 @@ def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, groups:
     return Calibration(
         log_p_obs_geometric=_by_target(evidence.log_probs, targets),
         log_p_obs_arithmetic=_by_target(evidence.log_probs.exp(), targets).clamp_min(EPS).log(),
-        attention_prior=evidence.attention.mean((0, 2)),
+        attention_prior=evidence.layer_attention.mean(0),
+        log_batch_prior=log_mean_probability(evidence.log_probs),
         log_pride_prior=_pride_prior(evidence.log_probs, groups).log(),
         log_attention_mean=log_attention_mean,
         head_information=information(x, targets),
         head_information_label_free=_label_free(evidence.attention, log_attention_mean, x, permutations, groups),
         num_samples=len(groups.unique()),
     )
+
+
+def log_mean_probability(log_probs: Tensor) -> Tensor:
+    """(N,): log of the mean over prompts of each candidate's probability, from log-probabilities (P, N)."""
+    return log_probs.logsumexp(0) - torch.tensor(len(log_probs), dtype=log_probs.dtype).log()
 
 
 def information(x: Tensor, targets: Tensor) -> Tensor:
@@ -90,66 +93,3 @@ def _check(evidence: Evidence, targets: Tensor) -> None:
             f"No calibration pass has the right image at position {min(missing)}; every calibration sample needs an "
             "index and all of its cyclic shifts."
         )
-
-
-class CalibrationPasses(Metric):
-    """Gathers the evidence of the calibration passes, across processes, and calibrates.
-
-    The passes themselves are kept, not only their sums: they are few (5 N), head information needs a second look at
-    them, and put into the samples' order they give the same calibration on any number of processes, to the last bit.
-    """
-
-    full_state_update = False
-    log_probs: list[Tensor]
-    attention: list[Tensor]
-    labels: list[Tensor]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("log_probs", "attention", "labels"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, evidence: Evidence, targets: Tensor, permutations: Tensor, groups: Tensor) -> None:
-        """Take in the passes of one batch; shapes as in :func:`calibrate`. Groups below 0 do not count.
-
-        They are kept all the same: processes can only be joined where each has something.
-        """
-        self.log_probs.append(evidence.log_probs)
-        self.attention.append(evidence.attention)
-        self.labels.append(torch.cat([groups[:, None], targets[:, None], permutations], 1))
-
-    def compute(self) -> dict[str, Tensor]:
-        """The passes of all processes in the samples' order, under :func:`calibrate`'s names.
-
-        Raises:
-            UserError: there was no pass.
-        """
-        log_probs, attention, labels = (_joined(state) for state in (self.log_probs, self.attention, self.labels))
-        order = _row_order(labels)
-        order = order[labels[order, 0] >= 0]
-        labels = labels[order]
-        return {
-            "log_probs": log_probs[order],
-            "attention": attention[order],
-            "targets": labels[:, 1],
-            "permutations": labels[:, 2:],
-            "groups": labels[:, 0],
-        }
-
-    def calibration(self) -> Calibration:
-        """Calibrate on the passes of all processes."""
-        passes = dict(self.compute())
-        return calibrate(Evidence(passes.pop("log_probs"), passes.pop("attention")), **passes)
-
-
-def _joined(state: list[Tensor] | Tensor) -> Tensor:
-    if isinstance(state, Tensor):
-        return state
-    if not state:
-        raise UserError("No calibration sample was seen; raise data.num_calibration above 0.")
-    return torch.cat(state)
-
-
-def _row_order(rows: Tensor) -> Tensor:
-    """Indices that sort the rows of an integer matrix lexicographically."""
-    return torch.tensor(sorted(range(len(rows)), key=rows.tolist().__getitem__), device=rows.device)

@@ -8,12 +8,14 @@ sums over the image spans: B x L x H x N numbers, never a map.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lad_pl.errors import UserError
@@ -35,15 +37,21 @@ class AttentionMass:
 
         Args:
             layer: index of the decoder layer.
-            weights: (B, H, Q, S) attention of the last Q >= 1 queries, or None if the backend gave nothing.
+            weights: (B, H, Q, K) attention of the last Q >= 1 queries onto the last K <= S tokens, or None if the
+                backend gave nothing.
             mask: the mask that the layer was given, if any.
         """
         if weights is None:
             return
         row = weights[:, :, -1].float()
         spans = self._spans.to(row.device)  # a model spread over devices
-        self._by_layer[layer] = torch.einsum("bhs,bsn->bhn", row, spans)
-        self._unseen[layer] = (_hidden(weights, mask)[:, :, None] & spans.bool()).any(1)
+        dropped = (
+            max(0, spans.shape[1] - row.shape[-1]),
+            0,
+        )  # a sliding window's cache keeps no token that lies before it
+        self._by_layer[layer] = torch.einsum("bhs,bsn->bhn", pad(row, dropped), spans)
+        hidden = pad(_hidden(weights, mask), dropped, value=True)
+        self._unseen[layer] = (hidden[:, :, None] & spans.bool()).any(1)
 
     def stacked(self) -> Tensor:
         """(B, L, H, N) attention mass, layers in the order asked for.
@@ -106,19 +114,21 @@ def capture(
         yield mass
 
 
-def check_layers(layers: Sequence[int], attention_modules: Sequence[nn.Module | None]) -> None:
-    """Raise a UserError if there is no layer, one twice, one beyond the decoder, or one without attention."""
+def check_layers(
+    layers: Sequence[int], attention_modules: Sequence[nn.Module | None], setting: str = "model.layers"
+) -> None:
+    """Raise a UserError if ``setting`` names no layer, one twice, one beyond the decoder, or one without attention."""
     depth = len(attention_modules)
     beyond = [layer for layer in layers if not 0 <= layer < depth]
     if beyond:
-        raise UserError(f"model.layers names layer {beyond[0]}, but the model has layers 0 to {depth - 1}.")
+        raise UserError(f"{setting} names layer {beyond[0]}, but the model has layers 0 to {depth - 1}.")
     if not layers or len(set(layers)) < len(layers):
-        raise UserError("model.layers must name at least one layer, and each once.")
+        raise UserError(f"{setting} must name at least one layer, and each once.")
     without = [layer for layer in layers if attention_modules[layer] is None]
     if without:
         others = [layer for layer, module in enumerate(attention_modules) if module is not None]
         raise UserError(
-            f"model.layers names {_listed(without)}, which see no image: they have no self-attention (as "
+            f"{setting} names {_listed(without)}, which see no image: they have no self-attention (as "
             f"recurrent and convolutional ones). This model's attention is in {_listed(others)}."
         )
 
@@ -140,20 +150,35 @@ def _listed(layers: Sequence[int]) -> str:
 @contextmanager
 def _last_rows(backend: str, watched: set[nn.Module]) -> Iterator[None]:
     """Let the attention function ``backend`` return the last query's row for the watched modules."""
-    original: AttentionFunction = ALL_ATTENTION_FUNCTIONS[backend]
+
+    def wrap(original: AttentionFunction) -> AttentionFunction:
+        def with_last_row(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+        ) -> tuple[Tensor, Tensor | None]:
+            output, weights = original(module, query, key, value, attention_mask, **options)
+            if module in watched and weights is None:
+                weights = last_query_attention(query, key, attention_mask, **options)
+            return output, weights
+
+        return with_last_row
+
+    with wrapped_attention(backend, wrap):
+        yield
+
+
+@contextmanager
+def wrapped_attention(backend: str, wrap: Callable[[AttentionFunction], AttentionFunction]) -> Iterator[None]:
+    """Put another attention function in the place of ``backend``'s while the block runs; blocks may nest.
+
+    Args:
+        backend: the name of an attention implementation.
+        wrap: makes the other function of the present one.
+    """
     # transformers' registry has a local layer over its global one, meant for such overrides; ours may nest.
     local = ALL_ATTENTION_FUNCTIONS._local_mapping
     overridden = local.get(backend)
-
-    def with_last_row(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        output, weights = original(module, query, key, value, attention_mask, **options)
-        if module in watched and weights is None:
-            weights = last_query_attention(query, key, attention_mask, **options)
-        return output, weights
-
-    ALL_ATTENTION_FUNCTIONS[backend] = with_last_row
+    # Eager attention stands in no registry: every modeling file has its own, which an entry of that name replaces.
+    ALL_ATTENTION_FUNCTIONS[backend] = wrap(ALL_ATTENTION_FUNCTIONS.get(backend, _eager_attention))
     try:
         yield
     finally:
@@ -161,6 +186,11 @@ def _last_rows(backend: str, watched: set[nn.Module]) -> Iterator[None]:
             del ALL_ATTENTION_FUNCTIONS[backend]
         else:
             ALL_ATTENTION_FUNCTIONS[backend] = overridden
+
+
+def _eager_attention(module: nn.Module, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """The eager attention of the module's own modeling file."""
+    return vars(sys.modules[type(module).__module__])["eager_attention_forward"](module, *arguments, **options)
 
 
 def last_query_attention(

@@ -176,7 +176,7 @@ class CLI(LightningCLI):
         if not (self.model.report and self.model.report["num_samples"]):
             raise UserError(f"Nothing was measured; {_NO_LIMITS}.")
         if self.trainer.is_global_zero:
-            Console().print(metrics_table(self.model.report), recall_table(self.model.report))
+            Console().print(metrics_table(self.model.report, self.model.costs), recall_table(self.model.report))
         self._say(f"Metrics: {folder.metrics(stage)}   Predictions: {folder.predictions(stage)}")
 
     def _say(self, line: str) -> None:

@@ -13,28 +13,32 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+UNREADABLE = -1
+"""The choice of a prompt whose answer in words names no candidate."""
+
 
 def accuracy_per_permutation(correct: Tensor, num_samples: Tensor) -> Tensor:
     """(T,) share of samples answered right under each permutation, from ``correct`` (T,) counts."""
     return correct.cpu().double() / num_samples.cpu()
 
 
-def recall_by_position(confusion: Tensor) -> Tensor:
+def recall_by_position(confusion: Tensor, unreadable: Tensor | int = 0) -> Tensor:
     """(N,) share of prompts answered right among those with the truth at each position; NaN where there is none.
 
     Args:
         confusion: (N, N) counts, row = true position, column = chosen position.
+        unreadable: (N,) counts by true position of the prompts whose answer names no candidate.
     """
-    return confusion.diagonal().cpu().double() / confusion.sum(1).cpu()
+    return confusion.diagonal().cpu().double() / (confusion.sum(1) + unreadable).cpu()
 
 
-def recall_std(confusion: Tensor) -> Tensor:
+def recall_std(confusion: Tensor, unreadable: Tensor | int = 0) -> Tensor:
     """RStd: standard deviation (ddof 1) of :func:`recall_by_position` over the positions that held the truth.
 
     >>> recall_std(torch.tensor([[4, 0], [2, 2]]))
     tensor(0.3536, dtype=torch.float64)
     """
-    recall = recall_by_position(confusion)
+    recall = recall_by_position(confusion, unreadable)
     return _std(recall[~recall.isnan()])
 
 
@@ -53,6 +57,7 @@ class PermutationMetric(Metric):
 
     full_state_update = False
     confusion: Tensor
+    unreadable: Tensor
     correct: Tensor
     consistent: Tensor
     always_right: Tensor
@@ -62,6 +67,7 @@ class PermutationMetric(Metric):
         super().__init__(**kwargs)
         shapes: dict[str, tuple[int, ...]] = {
             "confusion": (num_candidates, num_candidates),
+            "unreadable": (num_candidates,),
             "correct": (num_permutations,),
             "consistent": (),
             "always_right": (),
@@ -74,21 +80,24 @@ class PermutationMetric(Metric):
         """Count the prompts of whole samples.
 
         Args:
-            choices: (G, T) chosen position of G samples under T permutations.
+            choices: (G, T) chosen position of G samples under T permutations; :data:`UNREADABLE` is wrong, and no
+                image.
             targets: (G, T) position of the right image.
             permutations: (G, T, N) original index of the image at each position.
         """
         right = choices == targets
-        images = permutations.gather(2, choices[:, :, None]).squeeze(2)
-        self.confusion.index_put_(
-            (targets.flatten(), choices.flatten()),
-            torch.ones_like(targets.flatten(), dtype=self.confusion.dtype),
-            accumulate=True,
-        )
+        readable = choices != UNREADABLE
+        images = permutations.gather(2, choices.clamp_min(0)[:, :, None]).squeeze(2)
+        self._count(self.confusion, targets[readable], choices[readable])
+        self._count(self.unreadable, targets[~readable])
         self.correct += right.sum(0)
-        self.consistent += (images == images[:, :1]).all(1).sum()
+        self.consistent += (readable & (images == images[:, :1])).all(1).sum()
         self.always_right += right.all(1).sum()
         self.num_samples += len(choices)
+
+    @staticmethod
+    def _count(counts: Tensor, *places: Tensor) -> None:
+        counts.index_put_(places, torch.ones_like(places[0], dtype=counts.dtype), accumulate=True)
 
 
 class PermutationAccuracy(PermutationMetric):
@@ -112,7 +121,7 @@ class RecallStd(PermutationMetric):
 
     def compute(self) -> Tensor:
         """Scalar."""
-        return recall_std(self.confusion)
+        return recall_std(self.confusion, self.unreadable)
 
 
 class Consistency(PermutationMetric):
@@ -131,35 +140,46 @@ class CircularAccuracy(PermutationMetric):
         return self.always_right.cpu().double() / self.num_samples.cpu()
 
 
+class SuccessRate(PermutationMetric):
+    """Share of prompts whose answer names a candidate; 1 for whatever scores the candidates."""
+
+    def compute(self) -> Tensor:
+        """Scalar."""
+        prompts = self.num_samples.cpu() * len(self.correct)
+        return 1 - self.unreadable.sum().cpu().double() / prompts
+
+
 class PositionRecall(PermutationMetric):
     """Recall at each true position, all permutations pooled."""
 
     def compute(self) -> Tensor:
         """(N,)."""
-        return recall_by_position(self.confusion)
+        return recall_by_position(self.confusion, self.unreadable)
 
 
 class PositionConfusion(PermutationMetric):
-    """Counts of true position (row) by chosen position (column)."""
+    """Counts of true position (row) by chosen position (column), of the prompts whose answer names a candidate."""
 
     def compute(self) -> Tensor:
         """(N, N), integers."""
         return self.confusion
 
 
-def position_metrics(num_candidates: int, num_permutations: int) -> MetricCollection:
-    """All of the above under the names of ``metrics.json``."""
+def position_metrics(num_candidates: int, num_permutations: int, **kwargs: Any) -> MetricCollection:
+    """All of the above under the names of ``metrics.json``; ``kwargs`` go to each of them."""
     kinds: dict[str, type[PermutationMetric]] = {
         "accuracy": PermutationAccuracy,
         "accuracy_std": PermutationAccuracyStd,
         "rstd": RecallStd,
         "consistency": Consistency,
         "circular_accuracy": CircularAccuracy,
+        "success_rate": SuccessRate,
         "recall_by_position": PositionRecall,
         "confusion": PositionConfusion,
     }
     # The groups are named: left to itself the collection finds them by comparing states after a first update, which a
     # process without a sample never makes.
     return MetricCollection(
-        {name: kind(num_candidates, num_permutations) for name, kind in kinds.items()}, compute_groups=[list(kinds)]
+        {name: kind(num_candidates, num_permutations, **kwargs) for name, kind in kinds.items()},
+        compute_groups=[list(kinds)],
     )

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import math
+import time
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from lad_pl.answers import AnswerTrie
-from lad_pl.calibrate import CalibrationPasses
+from lad_pl.calibrate import calibrate
 from lad_pl.checkpoint import load_calibration, pack, unpack
 from lad_pl.data.annotations import digest, sample_key
 from lad_pl.data.module import MultiImageData
 from lad_pl.errors import UserError
-from lad_pl.metrics import position_metrics
+from lad_pl.evidence import EvidenceStore, read_prompts
+from lad_pl.evidence_table import of_batch
+from lad_pl.passes import METHODS, PASSES, PLAIN, MethodSettings, Pass, check_methods, counted, plain_batch
+from lad_pl.permute import random_permutations
 from lad_pl.prompts import PromptSpec
 from lad_pl.provenance import first_difference, library_versions
-from lad_pl.readouts import READOUTS, ReadoutSettings, check_names
+from lad_pl.readouts import ReadoutSettings, check_names
+from lad_pl.replay import Results, replay
 from lad_pl.run import Record, RunFolder, WriteRun
 from lad_pl.types import Batch, Calibration, Evidence
 from lad_pl.vlm import PromptEncoder, VisionLanguageModel, VLMSpec
 from lad_pl.vlm.layers import LayerChoice
 
+T = TypeVar("T")
+SIGTERM_EXIT = 128 + 15
+"""Exit code of a process that was asked to end, as shells have it."""
 DEFAULT_READOUTS = ("vanilla", "pride", "raw_attention", "purified_attention", "agd", "head_information")
 
 
@@ -35,8 +45,9 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     """Measures and removes the position bias of one vision-language model.
 
     ``fit`` calibrates, without gradients; ``test`` and ``validate`` report every readout from the same forward
-    passes; ``predict`` ranks the images of prompts whose answer nobody knows. Files go to the run folder, the
-    Trainer's ``default_root_dir``.
+    passes; ``predict`` ranks the images of prompts whose answer nobody knows. What the model tells about a prompt is
+    stored as it comes, and a run that was interrupted goes on from there; scores, choices and metrics are computed from
+    the store at the end. Files go to the run folder, the Trainer's ``default_root_dir``.
 
     Args:
         vlm: the model.
@@ -46,6 +57,10 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         readout: the free choices of the correction.
         readouts: which readouts to report: vanilla, pride, pride_reference, batch_calibration, raw_attention,
             purified_attention, agd, head_information, head_information_label_free, agd_head, agd_head_label_free.
+        methods: further methods, each with forward passes of its own, in test and validate: instruction, cot,
+            self_consistency, permutation_average, permutation_average_random, sofa, sofa_paper, contextual_calibration,
+            contextual_attention_over, contextual_attention_minus.
+        method: the free choices of these methods.
         rank_by: the readout that orders the images in predictions.jsonl.
         overwrite: replace results of another configuration in the run folder.
         cpu_threads: threads that torch may use on a CPU; one is fastest for a very small model. Unset: torch's choice.
@@ -58,6 +73,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         layers: list[int] | int | float | str = 0.58,
         readout: ReadoutSettings = ReadoutSettings(),  # noqa: B008 (frozen)
         readouts: Sequence[str] = DEFAULT_READOUTS,
+        methods: Sequence[str] = (),
+        method: MethodSettings = MethodSettings(),  # noqa: B008 (frozen)
         rank_by: str = "agd",
         overwrite: bool = False,
         cpu_threads: int | None = None,
@@ -65,6 +82,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         super().__init__()
         check_names(readouts)
         check_names([rank_by])
+        check_methods(methods)
         if cpu_threads is not None and cpu_threads < 1:
             raise UserError(f"model.cpu_threads is {cpu_threads}; it must be at least 1, or null.")
         self.automatic_optimization = False
@@ -74,22 +92,29 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.layer_choice: LayerChoice = layers
         self.readout = readout
         self.readouts = tuple(readouts)
+        self.methods = tuple(dict.fromkeys(methods))
+        self.method = method
         self.rank_by = rank_by
         self.overwrite = overwrite
         self.cpu_threads = cpu_threads
 
         self.vlm: VisionLanguageModel | None = None
-        self.encoder: PromptEncoder | None = None
         self.layers: tuple[int, ...] = ()
         self.weights = ""
         self.inputs = ""
-        self.passes = CalibrationPasses()
-        self.metrics = nn.ModuleDict()
+        self.passes: tuple[Pass, ...] = ()
+        """The ways in which the stage in progress asks the model; the plain one first."""
+        self.encoders: dict[str, PromptEncoder] = {}
+        """The input side of each pass."""
         self.calibration: Calibration | None = None
         self.provenance: dict[str, Any] = {}
         self.report: dict[str, Any] | None = None
         """The content of metrics.json after ``test`` or ``validate``."""
-        self._trie: AnswerTrie | None = None
+        self.costs: dict[str, Any] | None = None
+        """The content of costs.json after ``test`` or ``validate``."""
+        self._tries: dict[str, AnswerTrie] = {}
+        self._stores: dict[str, EvidenceStore] = {}
+        self._results: Results | None = None
         self._from_folder = False
         # DDP refuses a module without a trainable parameter; nothing ever trains this one.
         self._anchor = nn.Parameter(torch.zeros(()))
@@ -104,18 +129,24 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             torch.set_num_threads(self.cpu_threads)
         if self.vlm is None:
             vlm = VisionLanguageModel.load(self.vlm_spec)
-            self.encoder = vlm.encoder(self.prompt)
+            self.encoders = {PLAIN: vlm.encoder(self.prompt)}
             self.layers = vlm.layers.choose(self.layer_choice)
             self.weights = vlm.fingerprint()
-            self.inputs = self.encoder.fingerprint()
+            self.inputs = self.encoders[PLAIN].fingerprint()
             self.vlm = vlm
         if self.readout.top_layers > len(self.layers):
             raise UserError(
                 f"model.readout.top_layers is {self.readout.top_layers}, but model.layers captures only "
                 f"{len(self.layers)}."
             )
-        assert self.encoder is not None
-        self._trie = self.encoder.answer_trie(self.data.num_candidates)
+        own = dict.fromkeys(METHODS[name] for name in self.methods) if stage in ("test", "validate") else {}
+        self.passes = tuple(PASSES[name](self.method) for name in (PLAIN, *own))
+        for a_pass in self.passes:
+            encoder = self.encoders.setdefault(a_pass.name, self._model.encoder(a_pass.prompt(self.prompt)))
+            self._tries[a_pass.name] = encoder.answer_trie(self.data.num_candidates)
+        self._stores = {a_pass.name: self._store(stage, a_pass) for a_pass in self.passes}
+        for store in self._stores.values():
+            store.check()
 
     @property
     def data(self) -> MultiImageData:
@@ -151,8 +182,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             "layers": list(self.layers),
         }
 
-    def settings(self) -> dict[str, Any]:
-        """What the results of the stage in progress depend on, as plain values."""
+    def evidence_settings(self) -> dict[str, Any]:
+        """What the evidence of the stage in progress depends on, as plain values."""
         settings = {
             **self.calibration_settings(),
             "dtype": self.vlm_spec.dtype,
@@ -163,45 +194,45 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         }
         if self.trainer.state.fn == "fit":
             return settings
-        orders = {name: getattr(self.data, name) for name in ("num_permutations", "permutation_seed")}
-        readout = {name: getattr(self.readout, name) for name in self.readout.__dataclass_fields__}
-        calibration = self.provenance.get("calibration_samples")
+        return settings | {name: getattr(self.data, name) for name in ("num_permutations", "permutation_seed")}
+
+    def settings(self) -> dict[str, Any]:
+        """What the results of the stage in progress depend on, as plain values."""
+        if self.trainer.state.fn == "fit":
+            return self.evidence_settings()
         return {
-            **settings,
-            **orders,
-            "readout": readout,
+            **self.evidence_settings(),
+            "readout": asdict(self.readout),
             "readouts": [*self.readouts],
+            "methods": {name: {"prompt": prompt, **made} for name, prompt, made in self._methods_made()},
             "rank_by": self.rank_by,
-            "calibration_samples": calibration,
+            "calibration_samples": self.provenance.get("calibration_samples"),
         }
 
     # --------------------------------------------------------------------------------------------------------- fit
 
     def on_fit_start(self) -> None:
         """Put the model where the Trainer computes; refuse a run folder of another configuration."""
-        self._place()
-        self._check_run_folder()
-        self.passes.reset()
+        self._start()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the evidence of calibration passes; no loss, no gradient."""
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Store the evidence of calibration passes; no loss, no gradient."""
         if self.current_epoch > 0:
             raise UserError("One pass over the calibration samples is all there is; leave trainer.max_epochs at 1.")
-        evidence = self._evidence(batch)
-        self.passes.update(evidence, batch.targets, batch.permutations, batch.groups)
+        self._measure(self.passes[0], batch)
 
     def on_train_epoch_end(self) -> None:
         """Calibrate, and write the calibration with its provenance."""
-        self.calibration = self.passes.calibration()
+        passes = self._finished_on_rank_zero(lambda: read_prompts(self._stores[PLAIN].path))
+        self.calibration = calibrate(passes.evidence, passes.targets, passes.permutations, passes.groups)
         self._from_folder = False
-        seen = self.passes.compute()["groups"].unique().tolist()
         self.provenance = {
             "model": self.vlm_spec.path,
             "revision": self._model.revision or self.vlm_spec.revision,
             "dtype": self.vlm_spec.dtype,
             **self.calibration_settings(),
             "num_samples": self.calibration.num_samples,
-            "calibration_samples": [sample_key(self.data.samples[group]) for group in seen],
+            "calibration_samples": [sample_key(sample) for sample in self.data.samples],
             "versions": library_versions(),
         }
         self.trainer.save_checkpoint(self.run_folder.calibration, weights_only=True)
@@ -223,58 +254,48 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     # ------------------------------------------------------------------------------------- test, validate, predict
 
     def on_test_start(self) -> None:
-        """Place the model, find the calibration and check it.
+        """Find the calibration and check it, place the model.
 
         It is that of ``--ckpt_path``, else that of a preceding ``fit`` of this module, else the run folder's.
         """
-        self._place()
-        self.report = None
+        self.report = self.costs = self._results = None
         if self.calibration is None or self._from_folder:
             self.calibration, self.provenance = load_calibration(self.run_folder.calibration)
             self._from_folder = True
         self._check_calibration()
-        self._check_run_folder()
-        n, t = self.data.num_candidates, self.data.num_permutations
-        self.metrics = nn.ModuleDict({name: position_metrics(n, t) for name in self.readouts}).to(self.device)
+        self._start()
 
     on_validation_start = on_predict_start = on_test_start
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Record]]:
-        """Evidence, every readout's choice, metrics; returns the lines for predictions.jsonl."""
-        assert self.calibration is not None
-        evidence = self._evidence(batch).cpu()
-        _check_finite(evidence, batch)
-        scores = {
-            name: READOUTS[name](evidence, self.calibration, self.readout)
-            for name in dict.fromkeys((*self.readouts, self.rank_by))
-        }
-        self._count(batch, {name: scores[name].argmax(-1) for name in self.readouts})
-        return {"records": self._records(batch, evidence, scores)}
+    def passes_to_make(self) -> Iterator[tuple[Pass, Callable[[Any], Any], set[int]]]:
+        """The passes of this stage, each with its input side and the samples whose evidence is stored already."""
+        for a_pass in self.passes:
+            done = self._stores[a_pass.name].done(self._num_orders(a_pass))
+            yield a_pass, a_pass.encode(self.encoders[a_pass.name]), done
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Store the evidence of one batch of one pass."""
+        self._measure(self.passes[dataloader_idx], batch)
 
     validation_step = predict_step = test_step
 
     def on_test_epoch_end(self) -> None:
-        """Compute the metrics over all processes."""
+        """Compute scores, choices and metrics from the evidence of all processes."""
+        self.report, self.costs = self._finished_on_rank_zero(self._report)
         if self.trainer.state.fn == "predict":
             return
-        values = {name: _plain(metrics.compute()) for name, metrics in self.metrics.items()}  # type: ignore[operator]
-        assert self.calibration is not None
-        self.report = {
-            "readouts": values,
-            "num_samples": sum(map(sum, next(iter(values.values()))["confusion"])) // self.data.num_permutations,
-            "num_permutations": self.data.num_permutations,
-            "num_candidates": self.data.num_candidates,
-            "num_calibration_samples": self.calibration.num_samples,
-            "layers": list(self.layers),
-            "model": self.vlm_spec.path,
-            "settings": self.settings(),
-        }
+        values = self.report["readouts"]
         scalars = {f"{name}/{key}": v for name, kinds in values.items() for key, v in kinds.items() if _scalar(v)}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*no logger configured.*")  # Trainer.test returns what is logged
             self.log_dict(scalars, logger=True)
 
-    on_validation_epoch_end = on_test_epoch_end
+    on_validation_epoch_end = on_predict_epoch_end = on_test_epoch_end
+
+    def records(self) -> Iterator[Record]:
+        """The lines of predictions.jsonl, on the first process."""
+        assert self._results is not None
+        return self._results.records(self.data.samples, self.rank_by)
 
     # ----------------------------------------------------------------------------------------------------- details
 
@@ -283,12 +304,95 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         assert self.vlm is not None, "setup loads the model"
         return self.vlm
 
-    def _place(self) -> None:
+    def _store(self, stage: str, a_pass: Pass) -> EvidenceStore:
+        settings = {**self.evidence_settings(), "pass": a_pass.name, **a_pass.choices_made()}
+        settings["prompt"] = a_pass.prompt(self.prompt).settings()
+        name = "" if a_pass.name == PLAIN else a_pass.name
+        return EvidenceStore(self.run_folder.evidence(stage, name), settings, self.overwrite)
+
+    def _methods_made(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        for name in self.methods:
+            a_pass = PASSES[METHODS[name]](self.method)
+            yield name, a_pass.prompt(self.prompt).settings(), a_pass.choices_made()
+
+    def _start(self) -> None:
+        """What every stage begins with, once it is known to be allowed."""
+        self._check_run_folder()
+        if self.trainer.is_global_zero:
+            for store in self._stores.values():
+                store.clear_foreign()
+        self.trainer.strategy.barrier()
         self._model.to(self.device)
 
-    def _evidence(self, batch: Batch) -> Evidence:
-        assert self._trie is not None
-        return self._model.evidence(batch, self._trie, self.layers)
+    def _num_orders(self, a_pass: Pass) -> int:
+        n = self.data.num_candidates
+        if self.trainer.state.fn == "fit":
+            return n
+        return len(a_pass.orders(random_permutations(n, self.data.num_permutations)))
+
+    def _measure(self, a_pass: Pass, batch: Any) -> None:
+        """Store what the model tells about one batch, as the pass's encoder made it."""
+        if not batch:
+            return  # this process has nothing to do while others have
+        start = time.perf_counter()
+        with counted(self._model) as forwards:
+            measured = a_pass.measure(self._model, batch, self._tries[a_pass.name], self.layers)
+        prompts = plain_batch(batch)
+        _check_finite(measured.evidence, prompts)  # waits for the device, and so belongs to the time
+        seconds = time.perf_counter() - start
+        stored = of_batch(prompts, seconds=seconds, forwards=forwards.per_prompt(len(prompts)), **vars(measured))
+        self._stores[a_pass.name].append(stored, self.trainer.global_rank)
+        if self.trainer.received_sigterm:  # Lightning itself looks only while it trains
+            raise SIGTERMException(SIGTERM_EXIT)
+
+    def _finished_on_rank_zero(self, work: Callable[[], T]) -> T:
+        """What ``work`` makes of the finished stores on the first process, for all of them; so with its UserError."""
+        for store in self._stores.values():
+            store.close()
+        self.trainer.strategy.barrier()
+        outcome: tuple[T | None, str] = (None, "")
+        if self.trainer.is_global_zero:
+            try:
+                for a_pass in self.passes:
+                    self._stores[a_pass.name].finish(len(self.data.samples), self._num_orders(a_pass))
+                outcome = (work(), "")
+            except UserError as error:
+                outcome = (None, str(error))
+        result, message = self.trainer.strategy.broadcast(outcome)
+        if message:
+            raise UserError(message)
+        return cast(T, result)
+
+    def _report(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The contents of metrics.json and costs.json."""
+        assert self.calibration is not None
+        names = tuple(dict.fromkeys((*self.readouts, self.rank_by)))
+        results = replay(self._stores[PLAIN].path, self.calibration, self.readout, names)
+        for a_pass in self.passes[1:]:
+            prompts = read_prompts(self._stores[a_pass.name].path)
+            results.add(a_pass, prompts, self.encoders[a_pass.name].prompt, self.readout)
+        results.keep((*names, *self.methods))
+        self._results = results
+        if self.trainer.state.fn == "predict":
+            return {}, {}
+        named = (*self.readouts, *self.methods)
+        report = {
+            "readouts": results.metrics(named),
+            "num_samples": len(self.data.samples),
+            "num_permutations": self.data.num_permutations,
+            "num_candidates": self.data.num_candidates,
+            "num_calibration_samples": self.calibration.num_samples,
+            "layers": list(self.layers),
+            "model": self.vlm_spec.path,
+            "calibration": self._calibration_path(),
+            "settings": self.settings(),
+        }
+        return report, {"methods": {name: results.costs[name] for name in named}}
+
+    def _calibration_path(self) -> str:
+        """Where the calibration lies: relative to the run folder, if that is where it is."""
+        named = self.trainer.ckpt_path
+        return str(Path(named).resolve()) if named else self.run_folder.calibration.name
 
     def _check_run_folder(self) -> None:
         if not self.overwrite:
@@ -321,49 +425,6 @@ class AttentionGuidedDebiasing(pl.LightningModule):
                 "back with --data.num_calibration 0."
             )
 
-    def _count(self, batch: Batch, choices: dict[str, Tensor]) -> None:
-        shape = (-1, self.data.num_permutations)
-        counted = batch.groups.view(shape)[:, 0] >= 0
-        if self.trainer.state.fn == "predict" or not counted.any():
-            return
-        targets = batch.targets.view(shape)[counted]
-        permutations = batch.permutations.view(*shape, self.data.num_candidates)[counted]
-        for name, chosen in choices.items():
-            self.metrics[name].update(chosen.to(self.device).view(shape)[counted], targets, permutations)  # type: ignore[operator]
-
-    def _records(self, batch: Batch, evidence: Evidence, scores: dict[str, Tensor]) -> list[Record]:
-        """One line of predictions.jsonl per counted prompt."""
-        num_permutations = self.data.num_permutations
-        choices = {name: scores[name].argmax(-1).tolist() for name in self.readouts}
-        rankings = scores[self.rank_by].argsort(dim=-1, descending=True, stable=True).tolist()
-        columns = zip(
-            batch.groups.tolist(),
-            batch.ids,
-            batch.permutations.tolist(),
-            batch.targets.tolist(),
-            evidence.log_probs.tolist(),
-            evidence.attention.mean(2).tolist(),
-            strict=True,
-        )
-        by_readout = {name: values.tolist() for name, values in scores.items()}
-        return [
-            {
-                "order": [group, row % num_permutations],
-                "id": sample_id,
-                "caption": self.data.samples[group].caption,
-                "images": list(self.data.samples[group].images),
-                "permutation": permutation,
-                "target": target if target >= 0 else None,
-                "log_probs": log_probs,
-                "attention": attention,
-                "scores": {name: values[row] for name, values in by_readout.items()},
-                "choices": {name: chosen[row] for name, chosen in choices.items()},
-                "ranking": [permutation[position] for position in rankings[row]],
-            }
-            for row, (group, sample_id, permutation, target, log_probs, attention) in enumerate(columns)
-            if group >= 0
-        ]
-
 
 def _check_finite(evidence: Evidence, batch: Batch) -> None:
     finite = evidence.log_probs.isfinite().all(1) & evidence.attention.isfinite().flatten(1).all(1)
@@ -372,17 +433,6 @@ def _check_finite(evidence: Evidence, batch: Batch) -> None:
         raise UserError(
             f"Sample {culprit}: the model's output is not finite; try --model.vlm.dtype float32 or bfloat16."
         )
-
-
-def _plain(values: dict[str, Tensor]) -> dict[str, Any]:
-    """Numbers and lists for JSON; what is undefined (NaN) becomes null."""
-    return {name: _finite(value.tolist()) for name, value in values.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value if math.isfinite(value) else None
 
 
 def _scalar(value: Any) -> bool:

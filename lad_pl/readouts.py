@@ -7,6 +7,7 @@ All arithmetic runs in the dtype of the evidence; :meth:`lad_pl.types.Evidence.c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,12 +35,19 @@ class ReadoutSettings:
     """K: how many of the captured layers, those with the largest attention mass on the images, are read (eq. 8-9)."""
     temperature: float = 5.0
     """tau: sharpness of the posterior over images (eq. 12)."""
+    head_exponent: float = 2.0
+    """e: the head_information readouts weight a head by its information g to this power; 0 weights all the same."""
+    batch: Literal["calibration", "test"] = "calibration"
+    """What batch_calibration takes its mean over: the calibration passes, so that the score of a prompt does not depend
+    on the other test prompts, or the tested prompts themselves, as its authors do."""
 
     def __post_init__(self) -> None:
         if self.top_layers < 1:
             raise UserError(f"readout.top_layers is {self.top_layers}; it must be at least 1.")
         if not self.temperature > 0:
             raise UserError(f"readout.temperature is {self.temperature}; it must be positive.")
+        if not 0 <= self.head_exponent < math.inf:
+            raise UserError(f"readout.head_exponent is {self.head_exponent}; it must be at least 0, and finite.")
 
 
 Readout = Callable[[Evidence, Calibration, ReadoutSettings], Tensor]
@@ -86,10 +94,9 @@ def pride_reference(evidence: Evidence, calibration: Calibration, settings: Read
 def batch_calibration(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Batch calibration (Zhou et al. 2024), label-free: minus the log of the mean probability of each candidate.
 
-    The mean runs over the calibration passes, so that the score of a prompt does not depend on the other test
-    prompts. Every truth position has as many passes as any other: their mean is the mean of the rows of eq. 1.
+    The mean runs over the calibration passes or over the tested prompts themselves: ``settings.batch``.
     """
-    return evidence.log_probs - _log_mean_exp(calibration.log_p_obs_arithmetic, 0)
+    return evidence.log_probs - calibration.log_batch_prior
 
 
 # ------------------------------------------------------------------------------- from attention, mean over heads
@@ -119,14 +126,21 @@ def agd(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings)
 
 @readout
 def head_information(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
-    """Centred log attention, averaged over all heads with weight g^2; g is each head's information in nats."""
-    return head_score(evidence.attention, calibration.log_attention_mean, calibration.head_information)
+    """Centred log attention, averaged over all heads with weight g^e; g is each head's information in nats."""
+    return head_score(
+        evidence.attention, calibration.log_attention_mean, calibration.head_information, settings.head_exponent
+    )
 
 
 @readout
 def head_information_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """:func:`head_information` with g estimated without the calibration set's labels."""
-    return head_score(evidence.attention, calibration.log_attention_mean, calibration.head_information_label_free)
+    return head_score(
+        evidence.attention,
+        calibration.log_attention_mean,
+        calibration.head_information_label_free,
+        settings.head_exponent,
+    )
 
 
 @readout
@@ -177,21 +191,27 @@ def corrected(log_probs: Tensor, pi: Tensor, calibration: Calibration, recipe: R
     return log_probs - torch.logsumexp(_log(pi)[:, :, None] + bias, 1)
 
 
-def head_score(attention: Tensor, log_attention_mean: Tensor, information: Tensor) -> Tensor:
+def head_score(attention: Tensor, log_attention_mean: Tensor, information: Tensor, exponent: float = 2.0) -> Tensor:
     """Weighted mean over heads of the centred log attention.
 
     Args:
         attention: (B, L, H, N) attention mass.
         log_attention_mean: (L, H, N) its mean logarithm over the calibration passes.
-        information: (L, H) nats; where no head has any, all count the same.
+        information: (L, H) nats.
+        exponent: of :func:`head_weights`.
 
     Returns:
         (B, N) scores in nats.
     """
-    weights = information.square()
-    weights = torch.where(weights.sum() > 0, weights, torch.ones_like(weights))
     x = centred_log_attention(attention, log_attention_mean)
-    return torch.einsum("lh,blhn->bn", weights / weights.sum(), x)
+    return torch.einsum("lh,blhn->bn", head_weights(information, exponent), x)
+
+
+def head_weights(information: Tensor, exponent: float = 2.0) -> Tensor:
+    """Weight of each head, (L, H), its information to a power; where no head has any, all count the same. Sum 1."""
+    largest = information.max()
+    weights = (information / largest).pow(exponent) if largest > 0 else torch.ones_like(information)
+    return weights / weights.sum()
 
 
 def centred_log_attention(attention: Tensor, log_attention_mean: Tensor) -> Tensor:
@@ -202,20 +222,24 @@ def centred_log_attention(attention: Tensor, log_attention_mean: Tensor) -> Tens
 
 def _chosen_layers(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> tuple[Tensor, Tensor]:
     """Attention mass and prior, both (B, K, N), of each prompt's K layers with the largest mass (eq. 6-9)."""
-    layers = evidence.attention.mean(2)
-    if settings.top_layers > layers.shape[1]:
+    chosen = most_attentive_layers(evidence.layer_attention, settings.top_layers)
+    masses = evidence.layer_attention.gather(1, chosen[:, :, None].expand(-1, -1, evidence.layer_attention.shape[-1]))
+    return masses, calibration.attention_prior[chosen]
+
+
+def most_attentive_layers(layer_attention: Tensor, top_layers: int) -> Tensor:
+    """(B, K): the captured layers with the largest attention mass on the images, of (B, L, N) masses (eq. 8-9).
+
+    Raises:
+        UserError: fewer than K layers are captured.
+    """
+    if top_layers > layer_attention.shape[1]:
         raise UserError(
-            f"readout.top_layers is {settings.top_layers}, but only {layers.shape[1]} layers are captured; lower it or "
+            f"readout.top_layers is {top_layers}, but only {layer_attention.shape[1]} layers are captured; lower it or "
             "capture more (model.layers)."
         )
-    chosen = layers.sum(-1).topk(settings.top_layers, 1).indices
-    masses = layers.gather(1, chosen[:, :, None].expand(-1, -1, layers.shape[-1]))
-    return masses, calibration.attention_prior[chosen]
+    return layer_attention.sum(-1).topk(top_layers, 1).indices
 
 
 def _log(mass: Tensor) -> Tensor:
     return mass.clamp_min(EPS).log()
-
-
-def _log_mean_exp(values: Tensor, dim: int) -> Tensor:
-    return values.logsumexp(dim) - torch.tensor(values.shape[dim], dtype=values.dtype).log()

@@ -1,32 +1,37 @@
 """The run folder (the Trainer's ``default_root_dir``): what a run leaves behind, written as it comes.
 
-=================== =============================================================================
-config.yaml         the configuration of the latest command
-calibration.ckpt    the calibration and its provenance (fit)
-predictions.jsonl   one line per prompt: evidence and choices (test, predict; validate: its own)
-metrics.json        the metrics of every readout (test; validate: its own)
-run.json            what each stage's results depend on, so that no other configuration replaces them
-photos-.../         predictions and rankings of a person's photos, one folder per question
-=================== =============================================================================
+============================ ======================================================================
+config.yaml                  the configuration of the latest command
+calibration.ckpt             the calibration and its provenance (fit)
+calibration_evidence.parquet the calibration passes that it was made of (fit)
+evidence.parquet             what the model told about every prompt (test, predict; validate: its own)
+evidence-....parquet         the same for methods that ask the model in a way of their own
+predictions.jsonl            one line per prompt: scores and choices (test, predict; validate: its own)
+metrics.json                 the metrics of every readout and method (test; validate: its own)
+costs.json                   forward passes and seconds per prompt (test; validate: its own)
+run.json                     what each stage's results depend on, so that no other configuration replaces them
+photos-.../                  evidence, predictions and rankings of a person's photos, one folder per question
+============================ ======================================================================
 """
 
 from __future__ import annotations
 
 import json
-import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lad_pl.errors import UserError
 from lad_pl.files import whole_file
 from lad_pl.provenance import first_difference, library_versions
 
 CALIBRATION = "calibration.ckpt"
-_PREFIX = {"test": "", "predict": "", "validate": "validation_"}
+_PREFIX = {"test": "", "predict": "", "validate": "validation_", "fit": "calibration_"}
 Record = dict[str, Any]
 
 
@@ -51,6 +56,15 @@ class RunFolder:
         """The metrics of a stage."""
         return self.path / f"{_PREFIX[stage]}metrics.json"
 
+    def costs(self, stage: str) -> Path:
+        """Forward passes and seconds of a stage."""
+        return self.path / f"{_PREFIX[stage]}costs.json"
+
+    def evidence(self, stage: str, pass_name: str = "") -> Path:
+        """The evidence of a stage: of the plain pass, or of another one by its name."""
+        folder = self.calibration.parent if stage == "fit" else self.path
+        return folder / f"{_PREFIX[stage]}evidence{'-' if pass_name else ''}{pass_name}.parquet"
+
     @property
     def rankings(self) -> Path:
         """The rankings of a person's photos."""
@@ -63,11 +77,8 @@ class RunFolder:
 
     def write_lines(self, path: Path, records: Iterable[Record]) -> None:
         """Write a JSONL file whole or not at all."""
-        _write(path, "".join(map(_line, records)))
-
-    def part(self, stage: str, rank: int) -> Path:
-        """What one process has predicted so far."""
-        return self.predictions(stage).with_suffix(f".rank{rank}.part")
+        with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+            file.writelines(map(_line, records))
 
     def check(self, stage: str, settings: Mapping[str, Any]) -> None:
         """Refuse a folder whose results come from other settings.
@@ -93,18 +104,6 @@ class RunFolder:
         entry = {"stage": stage, "settings": settings, "versions": library_versions()}
         self.write_json(self.path / "run.json", {**self._recorded(), output: entry})
 
-    def merge_parts(self, stage: str, world_size: int) -> None:
-        """Put the processes' predictions into the samples' order, as one file, at once."""
-        parts = [self.part(stage, rank) for rank in range(world_size)]
-        records: list[Record] = []
-        for part in parts:
-            with part.open(encoding="utf-8") as file:  # not splitlines: captions may hold other line separators
-                records.extend(map(json.loads, file))
-        records.sort(key=lambda record: record.pop("order"))
-        self.write_lines(self.predictions(stage), records)
-        for part in parts:
-            part.unlink()
-
     def write_json(self, path: Path, content: Any) -> None:
         """Write a JSON file whole or not at all."""
         _write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -122,51 +121,34 @@ class RunFolder:
 
 
 class WriteRun(Callback):
-    """Writes the run folder. The module adds it by itself; nobody has to name it."""
+    """Writes what a stage comes to into the run folder. The module adds it by itself; nobody has to name it."""
 
-    def _append(self, trainer: pl.Trainer, module: Any, records: Iterable[Record]) -> None:
-        part = module.run_folder.part(_stage(trainer), trainer.global_rank)
-        with part.open("a", encoding="utf-8") as file:
-            file.writelines(map(_line, records))
-
-    def _finish(self, trainer: pl.Trainer, module: Any) -> None:
-        stage = _stage(trainer)
-        trainer.strategy.barrier()
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put predictions, costs and metrics in place."""
+        module, stage = cast(Any, pl_module), _stage(trainer)
         if trainer.is_global_zero:
-            folder = module.run_folder
+            folder: RunFolder = module.run_folder
             if stage != "fit":
-                folder.merge_parts(stage, trainer.world_size)
+                folder.write_lines(folder.predictions(stage), module.records())
             if stage in ("test", "validate"):
+                folder.write_json(folder.costs(stage), module.costs)
                 folder.write_json(folder.metrics(stage), module.report)
             elif stage == "predict" and module.overwrite:
-                folder.metrics(stage).unlink(missing_ok=True)  # they were of the predictions just replaced
+                for path in (folder.metrics(stage), folder.costs(stage)):
+                    path.unlink(missing_ok=True)  # they were of the predictions just replaced
             folder.record(stage, module.settings())
         trainer.strategy.barrier()
 
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open this process's file of predictions."""
-        folder = cast(Any, pl_module).run_folder
-        folder.path.mkdir(parents=True, exist_ok=True)
-        part = folder.part(_stage(trainer), trainer.global_rank)
-        if part.exists() and part.stat().st_size:
-            os.replace(part, part.with_name(part.name + ".interrupted"))  # of a run that broke off
-        part.write_text("", encoding="utf-8")
-
-    on_validation_epoch_start = on_predict_epoch_start = on_test_epoch_start
-
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        """Append the batch's predictions, so that an interruption loses none."""
-        self._append(trainer, pl_module, outputs["records"])
-
-    on_validation_batch_end = on_predict_batch_end = on_test_batch_end
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put predictions and metrics in place."""
-        self._finish(trainer, pl_module)
-
     on_train_end = on_validation_end = on_predict_end = on_test_end
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say what is left of a run that was stopped from outside."""
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
+            folder = cast(Any, pl_module).run_folder.path
+            print(
+                f"lad_pl: Stopped; what was computed is kept in {folder}. Run the same command again to go on.",
+                file=sys.stderr,
+            )
 
 
 def _stage(trainer: pl.Trainer) -> str:

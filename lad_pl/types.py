@@ -6,6 +6,7 @@ Axes have one letter everywhere: ``B`` prompts, ``N`` candidates (= images = pos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -38,8 +39,7 @@ class PermutedSample:
 
     sample: Sample
     index: int
-    """Place of the sample in its split, or -1 for one that is not to be counted. Results are written in this order,
-    whichever process computed them."""
+    """Place of the sample in its split. Results are written in this order, whichever process computed them."""
     permutations: tuple[tuple[int, ...], ...]
     """T permutations; entry p of one is the original index of the image shown at position p."""
     images: tuple[Any, ...] = ()
@@ -65,7 +65,7 @@ class Batch:
     targets: Tensor
     """(B,): position of the right image, or -1 where it is unknown."""
     groups: Tensor
-    """(B,): index of the sample within its split, -1 if not to be counted; prompts of one sample are neighbours."""
+    """(B,): index of the sample within its split; prompts of one sample are neighbours."""
     ids: tuple[str, ...]
     """Sample id of each of the B prompts."""
 
@@ -95,16 +95,27 @@ class Evidence:
     """(B, N): log-probability of each identifier among the valid answers (paper's eq. 15-16)."""
     attention: Tensor
     """(B, L, H, N): attention mass from the last prompt token onto each image's span (post-softmax)."""
+    layer_attention: Tensor = None  # type: ignore[assignment]  # filled in below
+    """(B, L, N): its mean over the heads (eq. 6). Kept beside the heads because these are stored in half precision."""
+
+    def __post_init__(self) -> None:
+        if self.layer_attention is None:
+            object.__setattr__(self, "layer_attention", self.attention.mean(2))
 
     def __len__(self) -> int:
         return self.log_probs.shape[0]
 
     def __getitem__(self, rows: Any) -> Evidence:
-        return Evidence(self.log_probs[rows], self.attention[rows])
+        return Evidence(self.log_probs[rows], self.attention[rows], self.layer_attention[rows])
 
     def cpu(self) -> Evidence:
         """The evidence on the CPU in double precision, where the readouts do their arithmetic."""
-        return Evidence(self.log_probs.detach().cpu().double(), self.attention.detach().cpu().double())
+        return Evidence(*(getattr(self, item.name).detach().cpu().double() for item in fields(self)))
+
+    @staticmethod
+    def cat(parts: Sequence[Evidence]) -> Evidence:
+        """The prompts of several, one after the other."""
+        return Evidence(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Evidence)))
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,8 @@ class Calibration:
     """(N, N) log of the mean over the passes with truth at i of P(c_j|x): eq. 1 as printed."""
     attention_prior: Tensor
     """(L, N) mean attention mass per layer and position, heads averaged: eq. 7."""
+    log_batch_prior: Tensor
+    """(N,) log of the mean probability of each candidate: the prior of batch calibration."""
     log_pride_prior: Tensor
     """(N,) log of PriDe's prior: mean over samples of the softmax of the mean over shifts of log P(c_j|x)."""
     log_attention_mean: Tensor

@@ -285,10 +285,10 @@ def test_a_broken_image_keeps_what_was_computed(options, tmp_path, capsys, worke
     line = fails(capsys, "test", *options, f"--data.num_workers={workers}")
     assert "Sample 7: image file" in line
     assert image.name in line
-    done = (tmp_path / "run" / "predictions.rank0.part").read_text()
-    assert len(done.splitlines()) == 5 * 4
-    fails(capsys, "test", *options)
-    assert (tmp_path / "run" / "predictions.rank0.part.interrupted").read_text() == done
+    (part,) = (tmp_path / "run" / "evidence.parquet.parts").iterdir()
+    done = part.read_bytes()
+    assert "Sample 7: image file" in fails(capsys, "test", *options)
+    assert part.read_bytes() == done  # nothing is computed twice
 
 
 def test_numbers_that_do_not_fit(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,12 +380,14 @@ def test_what_a_calibration_sample_asks_is_not_tested_in_another_file(options, t
     assert {row["id"] for row in rows} == {str(number) for number in range(2, 8)}
 
 
-def test_limits_count_what_was_seen(options, tmp_path, capsys) -> None:
-    assert run("fit", *options, "--trainer.limit_train_batches=1") == 0
-    provenance = torch.load(tmp_path / "run" / "calibration.ckpt", weights_only=True)["provenance"]
-    assert provenance["num_samples"] == len(provenance["calibration_samples"]) == 1
-    assert run("test", *options, "--trainer.limit_test_batches=2") == 0
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_samples"] == 2
+def test_limits_leave_a_run_to_be_gone_on_with(options, tmp_path, capsys) -> None:
+    line = fails(capsys, "fit", *options, "--trainer.limit_train_batches=1")
+    assert "3 of 6 prompts have no evidence" in line
+    assert "Run the same command again to go on, without trainer.limit_" in line
+    assert run("fit", *options) == 0
+    assert "16 of 24 prompts have no evidence" in fails(capsys, "test", *options, "--trainer.limit_test_batches=2")
+    assert run("test", *options) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_samples"] == 6
 
 
 def test_output_that_is_not_finite(options, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,8 +397,8 @@ def test_output_that_is_not_finite(options, tmp_path, capsys, monkeypatch: pytes
     assert run("fit", *options) == 0
     sound = VisionLanguageModel.evidence
 
-    def overflown(self, batch, trie, layers):
-        evidence = sound(self, batch, trie, layers)
+    def overflown(self, batch, *arguments):
+        evidence = sound(self, batch, *arguments)
         return Evidence(evidence.log_probs * (torch.nan if "6" in batch.ids else 1), evidence.attention)
 
     monkeypatch.setattr(VisionLanguageModel, "evidence", overflown)

@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 
-from lad_pl.calibrate import CalibrationPasses, calibrate
+from lad_pl.calibrate import calibrate
 from lad_pl.errors import UserError
 from lad_pl.readouts import READOUTS, ReadoutSettings, check_names, log_bias
 from lad_pl.types import Calibration, Evidence
@@ -106,31 +106,12 @@ def test_attention_of_zero_stays_finite() -> None:
             assert scores.isfinite().all(), name
 
 
-def test_passes_in_any_order_and_any_split_give_the_same_bits() -> None:
-    data = passes(3, 4)
-    evidence = Evidence(torch.tensor(data["log_probs"]).float(), torch.tensor(data["attention"]).float())
-    labels = [torch.tensor(np.array(data[name])) for name in ("targets", "permutations", "samples")]
-    whole = CalibrationPasses()
-    whole.update(evidence, *labels)
-    shuffled = CalibrationPasses()
-    for rows in torch.randperm(20, generator=torch.Generator().manual_seed(0)).split(3):
-        shuffled.update(evidence[rows], *(label[rows] for label in labels))
-    for name, value in whole.calibration().state().items():
-        other = shuffled.calibration().state()[name]
-        assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), name
-
-
 def test_a_position_never_calibrated() -> None:
     data = passes(0, 4)
     keep = np.array(data["targets"]) != 2
     part = {name: np.array(data[name])[keep] for name in ("log_probs", "attention", "targets", "permutations")}
     with pytest.raises(UserError, match="right image at position 2"):
         ours({**part, "samples": np.array(data["samples"])[keep]})
-
-
-def test_no_calibration_pass_at_all() -> None:
-    with pytest.warns(UserWarning, match="before the ``update``"), pytest.raises(UserError, match="num_calibration"):
-        CalibrationPasses().calibration()
 
 
 def test_settings_that_cannot_work() -> None:

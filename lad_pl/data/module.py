@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lad_pl.data.annotations import read_annotations
-from lad_pl.data.dataset import LoadImage, PermutedSamples, Shard
+from lad_pl.data.dataset import LoadImage, SampleBatches, Shard
 from lad_pl.data.images import load_photo
 from lad_pl.errors import UserError
 from lad_pl.permute import Permutation, cyclic_shifts, random_permutations
@@ -166,33 +166,52 @@ class MultiImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Calibration samples, each under its N cyclic shifts."""
-        return self._loader(cyclic_shifts(self.num_candidates))
+        return self._loaders(cyclic_shifts(self.num_candidates))[0]
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         """Validation samples under T permutations; nothing during ``fit``, which only calibrates."""
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         return [] if fitting else self.test_dataloader()
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Test samples under T permutations."""
-        return self._loader(random_permutations(self.num_candidates, self.num_permutations, self.permutation_seed))
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """Test samples under T permutations: one loader for each of the module's passes."""
+        return self._loaders(random_permutations(self.num_candidates, self.num_permutations, self.permutation_seed))
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
         """Test samples under T permutations; their answers need not be known."""
         return self.test_dataloader()
 
-    def _loader(self, permutations: tuple[Permutation, ...]) -> DataLoader[Any]:
+    def _loaders(self, permutations: tuple[Permutation, ...]) -> list[DataLoader[Any]]:
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if module is None:
+            return [self._loader(permutations, list, (), None)]
+        return [
+            self._loader(a_pass.orders(permutations), encode, done, module.prompt.image_size)
+            for a_pass, encode, done in module.passes_to_make()
+        ]
+
+    def _loader(
+        self,
+        permutations: tuple[Permutation, ...],
+        encode: Callable[[list[PermutedSample]], Any],
+        done: Collection[int],
+        side: int | None,
+    ) -> DataLoader[Any]:
+        """Batches of the samples that are not ``done``; the same batches, less these, as without any done."""
+        planned = [
+            range(first, min(first + self.batch_size, len(self.samples)))
+            for first in range(0, len(self.samples), self.batch_size)
+        ]
+        waiting = [[index for index in batch if index not in done] for batch in planned]
+        dataset = SampleBatches(self.samples, list(filter(None, waiting)), permutations, self.image_loader(side))
         trainer = self.trainer
-        encode = getattr(trainer.lightning_module, "encoder", None) if trainer is not None else None
-        side = encode.prompt.image_size if encode is not None else None
-        dataset = PermutedSamples(self.samples, permutations, self.image_loader(side))
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            sampler=Shard(dataset, world_size, rank) if world_size > 1 else None,
+            batch_size=None,  # an item is a batch
+            sampler=Shard(dataset, world_size, rank),
             num_workers=self.num_workers,
-            collate_fn=encode if encode is not None else _as_list,
+            collate_fn=EncodeUnlessEmpty(encode),
             pin_memory=False,
         )
 
@@ -209,5 +228,12 @@ def _question(sample: Sample) -> tuple[str, str | None]:
     return sample.caption, None if sample.target is None else sample.images[sample.target]
 
 
-def _as_list(items: Sequence[PermutedSample]) -> list[PermutedSample]:
-    return list(items)
+class EncodeUnlessEmpty:
+    """The function that makes model inputs of a batch of samples, in the data workers; of no samples it makes none."""
+
+    def __init__(self, encode: Callable[[list[PermutedSample]], Any]) -> None:
+        self.encode = encode
+
+    def __call__(self, items: list[PermutedSample]) -> Any:
+        """Encode one batch."""
+        return self.encode(items) if items else []

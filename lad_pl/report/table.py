@@ -12,32 +12,41 @@ from rich.text import Text
 
 _POSITIONS_PER_TABLE = 8  # fits 80 columns beside the longest name
 _NOTE = (
-    "All in %. accuracy: mean ± std over permutations. RStd: std of recall over\n"
-    "positions. consistency: the same image under every permutation. circular: right\n"
-    "under every permutation."
+    "In %: accuracy, mean ± std over permutations; RStd, std of recall over positions;\n"
+    "same, the same image under every permutation (consistency); all, right under\n"
+    "every permutation (circular accuracy){success}. Cost per prompt:\n"
+    "forward passes of the language model, and seconds; readouts share one pass."
 )
+_SUCCESS = "; read, share of readable answers"
 
 
-def metrics_table(report: Mapping[str, Any]) -> Group:
-    """One row per readout, in percent.
+def metrics_table(report: Mapping[str, Any], costs: Mapping[str, Any]) -> Group:
+    """One row per readout and method, in the paper's layout.
 
     Args:
         report: the content of ``metrics.json``.
+        costs: the content of ``costs.json``.
     """
     title = (
         f"{report['num_samples']} samples x {report['num_permutations']} permutations of "
         f"{report['num_candidates']} images, calibrated on {report['num_calibration_samples']} samples"
     )
+    in_words = any(values["success_rate"] < 1 for values in report["readouts"].values())
+    kinds = {"RStd": "rstd", "same": "consistency", "all": "circular_accuracy"}
+    kinds |= {"read": "success_rate"} if in_words else {}
     table = _table()
-    for name in ("accuracy", "RStd", "consistency", "circular"):
-        table.add_column(name, justify="right")
+    for name in ("accuracy", *kinds, "passes", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, values in report["readouts"].items():
+        cost = costs["methods"][name]
         table.add_row(
             name,
             f"{_percent(values['accuracy'])} ± {_percent(values['accuracy_std'])}",
-            *(_percent(values[key]) for key in ("rstd", "consistency", "circular_accuracy")),
+            *(_percent(values[key]) for key in kinds.values()),
+            f"{cost['forwards']:.4g}",
+            f"{cost['seconds']:.2g}",
         )
-    return Group(Text(title, "bold"), table, Text(_NOTE, "dim"))
+    return Group(Text(title, "bold"), table, Text(_NOTE.format(success=_SUCCESS if in_words else ""), "dim"))
 
 
 def recall_table(report: Mapping[str, Any]) -> Group:

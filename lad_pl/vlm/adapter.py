@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from lad_pl.capture import capture
 from lad_pl.errors import UserError
 from lad_pl.prompts import PromptSpec
 from lad_pl.types import Batch, Evidence
+from lad_pl.vlm.content_free import SharedPrefix, can_be_cut
 from lad_pl.vlm.encoder import PromptEncoder
 from lad_pl.vlm.features import PerImageFeatures
 from lad_pl.vlm.layers import DecoderLayers
+from lad_pl.vlm.sofa import Sofa, soft_attention
 from lad_pl.vlm.spec import VLMSpec
 
 
@@ -87,24 +90,80 @@ class VisionLanguageModel:
         return PromptEncoder(self.processor, tokens[0], prompt)
 
     @torch.no_grad()
-    def evidence(self, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> Evidence:
+    def evidence(self, batch: Batch, trie: AnswerTrie, layers: Sequence[int], sofa: Sofa | None = None) -> Evidence:
         """One forward pass: candidate log-probabilities and attention mass per image.
 
         Every distinct image goes through the vision tower once, whatever the number of permutations; candidates of
         several tokens share the prompt's key-value cache.
 
+        Args:
+            batch: B prompts.
+            trie: the candidates' tokens.
+            layers: indices of the decoder layers to read attention from.
+            sofa: soften the attention between images.
+
+        Raises:
+            UserError: a layer yields no attention or lies beyond the model, or SoFA cannot act on this model.
+        """
+        batch = batch.to(self.device)
+        inputs = self._inputs(batch)
+        cache = self._cache() if trie.needs_continuation else None
+        with soft_attention(self.layers, batch.position_of_token, sofa, self.backend):
+            output, attention = self._read(inputs, cache, batch, layers)
+        return self._scored(trie, output, attention, inputs)
+
+    @torch.no_grad()
+    def evidence_with_content_free(
+        self, batch: Batch, free: Batch, trie: AnswerTrie, layers: Sequence[int]
+    ) -> tuple[Evidence, Evidence]:
+        """Evidence of the prompts, and of the same prompts with a caption that says nothing.
+
+        The second pass runs over the tokens from the caption on; what stands before it is in the first one's cache.
+        Where a cache cannot go back (recurrent and convolutional layers), or an image follows the caption, it is a pass
+        over the whole prompt. The vision tower runs once in any case.
+
+        Args:
+            batch: B prompts.
+            free: their content-free counterparts, both from :meth:`PromptEncoder.with_content_free`.
+            trie: the candidates' tokens.
+            layers: indices of the decoder layers to read attention from.
+
         Raises:
             UserError: a layer yields no attention or lies beyond the model.
         """
         batch = batch.to(self.device)
-        num_candidates = batch.image_rows.shape[1]
+        free = replace(free, vision=batch.vision).to(self.device)
         inputs = self._inputs(batch)
-        cache = DynamicCache(config=self.model.config.get_text_config()) if trie.needs_continuation else None
+        shared, cache = SharedPrefix.of(batch, free), self._cache()
+        if shared is not None and can_be_cut(cache):
+            cache.activate_past_recording()  # sliding windows keep what the content-free prompts go back to
+            output, attention = self._read(inputs, cache, batch, layers)
+            prefix: DynamicCache | None = shared.cut(cache)  # before continuations roll the cache back to its window
+            free_inputs = self._suffix_inputs(free, shared.suffix)
+        else:
+            output, attention = self._read(inputs, cache if trie.needs_continuation else None, batch, layers)
+            prefix = self._cache() if trie.needs_continuation else None
+            free_inputs = self._inputs(free, inputs["mm_encoder_outputs"])
+        evidence = self._scored(trie, output, attention, inputs)
+        del output, cache
+        output, attention = self._read(free_inputs, prefix, free, layers)
+        return evidence, self._scored(trie, output, attention, free_inputs)
+
+    def _cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config.get_text_config())
+
+    def _read(
+        self, inputs: dict[str, Any], cache: DynamicCache | None, batch: Batch, layers: Sequence[int]
+    ) -> tuple[Any, Tensor]:
+        """Forward pass: the model's output, and the attention mass (B, L, H, N)."""
+        num_candidates = batch.image_rows.shape[1]
         with capture(self.layers.attention, layers, batch.position_of_token, num_candidates, self.backend) as mass:
             output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
-        attention = mass.stacked()
         if cache is not None:
             cache.activate_past_recording()  # lets sliding windows be rolled back
+        return output, mass.stacked()
+
+    def _scored(self, trie: AnswerTrie, output: Any, attention: Tensor, inputs: dict[str, Any]) -> Evidence:
         log_probs = trie.log_probs(lambda prefix: self._logits_after(prefix, output, inputs))
         return Evidence(log_probs, attention.to(log_probs.device))
 
@@ -124,14 +183,25 @@ class VisionLanguageModel:
             return type(values)(map(self._in_model_dtype, values))
         return values.to(self.model.dtype) if isinstance(values, Tensor) and values.is_floating_point() else values
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """Model inputs of the B prompts, with the images' features in place of their pixels."""
-        shown = batch.image_rows.flatten().tolist()
-        features = PerImageFeatures.of([self.image_features(vision) for vision in batch.vision], batch.visual_tokens)
+    def _inputs(self, batch: Batch, features: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Model inputs of the B prompts, with the images' features (computed unless given) in place of their pixels."""
         inputs: dict[str, Any] = dict(batch.tokens)
         inputs["position_ids"] = self._position_ids(batch)
-        inputs["mm_encoder_outputs"] = {"image": features.shown(shown)}
+        inputs["mm_encoder_outputs"] = self._features(batch) if features is None else features
         return inputs
+
+    def _features(self, batch: Batch) -> dict[str, Any]:
+        shown = batch.image_rows.flatten().tolist()
+        features = PerImageFeatures.of([self.image_features(vision) for vision in batch.vision], batch.visual_tokens)
+        return {"image": features.shown(shown)}
+
+    def _suffix_inputs(self, batch: Batch, length: int) -> dict[str, Any]:
+        """Model inputs of the prompts' last tokens, which are plain text and follow a cache."""
+        return {
+            "input_ids": batch.tokens["input_ids"][:, -length:],
+            "attention_mask": batch.tokens["attention_mask"],
+            "position_ids": self._position_ids(batch)[..., -length:],
+        }
 
     def _position_ids(self, batch: Batch) -> Tensor:
         """Positions as ``generate`` makes them: 1-D or multimodal rope, blind to the padding on the left.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,9 +23,26 @@ from lad_pl.errors import UserError, first_line
 from lad_pl.prompts import PromptSpec, identifiers
 from lad_pl.provenance import short_digest
 from lad_pl.types import Batch, PermutedSample
+from lad_pl.vlm.content_free import CONTENT_FREE, swap_text
 from lad_pl.vlm.spans import ImageBlocks, ImageSpans
 
 Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One sample under its T permutations, before padding."""
+
+    rows: list[Fields]
+    """T: token fields (S,)."""
+    positions: list[Tensor]
+    """T: (S,) position of the image that each token belongs to, or -1."""
+    vision: Fields
+    """What the image processor made of the images, every one once."""
+    visual: tuple[int, ...]
+    """Visual tokens of each image, in the annotation's order."""
+    tail: int
+    """Tokens after the last image and its delimiters, which every permutation has in common."""
 
 
 class PromptEncoder:
@@ -62,39 +79,85 @@ class PromptEncoder:
         Raises:
             UserError: the processor refuses a sample, or its images' tokens cannot be found.
         """
-        rows: list[Fields] = []
-        positions: list[Tensor] = []
-        vision: list[Fields] = []
-        visual_tokens: list[int] = []
-        image_rows: list[Tensor] = []
-        for number, item in enumerate(items):
-            annotated = tuple(range(item.sample.num_candidates))
-            tokens, images, blocks = self._process(item, annotated)
-            for permutation in item.permutations:
-                if blocks.movable or permutation == annotated:
-                    order, moved = _move_blocks(blocks, permutation, len(tokens["input_ids"]))
-                    row = {name: values[order] for name, values in tokens.items()}
-                else:
-                    row, _, moved = self._process(item, permutation)
-                    if moved.visual != tuple(blocks.visual[source] for source in permutation):
-                        raise UserError(
-                            f"Sample {item.sample.id}: the processor gives an image another number of tokens in "
-                            "another place; this model family is not supported."
-                        )
-                rows.append(row)
-                positions.append(self.spans.positions(row["input_ids"], moved, self.prompt.spans))
-                image_rows.append(torch.tensor(permutation) + number * len(permutation))
-            vision.append(images)
-            visual_tokens += blocks.visual
+        return self._batch(items, [self._encode(item) for item in items])
+
+    def with_content_free(self, items: Sequence[PermutedSample], caption: str = CONTENT_FREE) -> tuple[Batch, Batch]:
+        """Encode samples, and the same prompts with ``caption`` in place of each sample's own.
+
+        The images go through the processor once: only the text after them is tokenised anew. Where that might not give
+        what the processor would, the processor is called with the other caption as well.
+
+        Returns:
+            two batches that differ in their tokens and share everything else.
+
+        Raises:
+            UserError: the processor refuses a sample, or its images' tokens cannot be found.
+        """
+        encoded = [self._encode(item) for item in items]
+        free = [self._retold(item, own, caption) for item, own in zip(items, encoded, strict=True)]
+        return self._batch(items, encoded), self._batch(items, free)
+
+    def _encode(self, item: PermutedSample) -> EncodedSample:
+        """One sample under all of its permutations."""
+        annotated = tuple(range(item.sample.num_candidates))
+        tokens, vision, blocks = self._process(item, annotated)
+        rows, positions = [], []
+        for permutation in item.permutations:
+            if blocks.movable or permutation == annotated:
+                order, moved = _move_blocks(blocks, permutation, len(tokens["input_ids"]))
+                row = {name: values[order] for name, values in tokens.items()}
+            else:
+                row, _, moved = self._process(item, permutation)
+                if moved.visual != tuple(blocks.visual[source] for source in permutation):
+                    raise UserError(
+                        f"Sample {item.sample.id}: the processor gives an image another number of tokens in "
+                        "another place; this model family is not supported."
+                    )
+            rows.append(row)
+            positions.append(self.spans.positions(row["input_ids"], moved, self.prompt.spans))
+        tail = len(tokens["input_ids"]) - blocks.extents[-1][1] - blocks.after
+        return EncodedSample(rows, positions, vision, blocks.visual, tail)
+
+    def _retold(self, item: PermutedSample, own: EncodedSample, caption: str) -> EncodedSample:
+        """The sample with another caption."""
+        other = replace(item, sample=replace(item.sample, caption=caption))
+        rows = None if self.spans.control_token_in(caption) else self._swapped(item, other, own)
+        if rows is None:
+            again = self._encode(other)
+            if again.visual != own.visual:
+                raise UserError(
+                    f"Sample {item.sample.id}: the processor gives an image another number of tokens beside another "
+                    "caption; this model family is not supported."
+                )
+            return replace(again, vision=own.vision)
+        positions = [_with_text(before, row) for before, row in zip(own.positions, rows, strict=True)]
+        return replace(own, rows=rows, positions=positions)
+
+    def _swapped(self, item: PermutedSample, other: PermutedSample, own: EncodedSample) -> list[Fields] | None:
+        """The rows with the end of the text tokenised anew; None where that might not be exact."""
+        rendered, retold = (self._ids(self._rendered(sample)) for sample in (item, other))
+        swapped = [swap_text(row, own.tail, rendered, retold) for row in own.rows]
+        rows = [row for row in swapped if row is not None]
+        return rows if len(rows) == len(swapped) else None
+
+    def _rendered(self, item: PermutedSample) -> str:
+        """The prompt with its images as placeholders."""
+        text = self.prompt.text(item.sample.caption, item.sample.num_candidates)
+        return self._chat(self._turns([{"type": "image"}] * item.sample.num_candidates, text))
+
+    def _batch(self, items: Sequence[PermutedSample], encoded: Sequence[EncodedSample]) -> Batch:
+        rows = [row for sample in encoded for row in sample.rows]
         tokenizer = self.tokenizer
         filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         padding = {"input_ids": filler}
         return Batch(
             tokens={name: _left_pad([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]},
-            position_of_token=_left_pad(positions, -1),
-            vision=tuple(vision),
-            visual_tokens=tuple(visual_tokens),
-            image_rows=torch.stack(image_rows),
+            position_of_token=_left_pad([positions for sample in encoded for positions in sample.positions], -1),
+            vision=tuple(sample.vision for sample in encoded),
+            visual_tokens=tuple(count for sample in encoded for count in sample.visual),
+            image_rows=torch.stack(
+                [torch.tensor(p) + number * len(p) for number, item in enumerate(items) for p in item.permutations]
+            ),
             permutations=torch.tensor([p for item in items for p in item.permutations]),
             targets=torch.tensor([_position_of_target(item, p) for item in items for p in item.permutations]),
             groups=torch.tensor([item.index for item in items for _ in item.permutations]),
@@ -216,6 +279,11 @@ def _move_blocks(blocks: ImageBlocks, permutation: Sequence[int], length: int) -
     order.extend(range(fixed_start, length))
     visual = tuple(blocks.visual[source] for source in permutation)
     return torch.tensor(order), replace(blocks, extents=tuple(moved), visual=visual)
+
+
+def _with_text(positions: Tensor, row: Fields) -> Tensor:
+    """The positions of a row whose text after the images has become longer or shorter."""
+    return pad(positions, (0, len(row["input_ids"]) - len(positions)), value=-1)
 
 
 def _left_pad(rows: Sequence[Tensor], value: int) -> Tensor:

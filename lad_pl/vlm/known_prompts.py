@@ -1,0 +1,155 @@
+"""Prompts that somebody else's code makes with the model's processor: where their images are, and whether they fit.
+
+Only the processor knows which of a prompt's tokens it wrote for which image. While it is watched it says so, and every
+prompt can later be recognised by its tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from lad_pl.errors import UserError
+from lad_pl.types import PermutedSample, Sample
+from lad_pl.vlm.encoder import PromptEncoder
+from lad_pl.vlm.spans import ImageBlocks
+
+OFFSETS = "text_replacement_offsets"
+"""What transformers' processors call the texts that they wrote for the images."""
+
+
+class KnownPrompts:
+    """The image blocks of every prompt seen, by the prompt's tokens.
+
+    Args:
+        encoder: of the model and prompt that the calibration is for.
+        num_candidates: N.
+    """
+
+    def __init__(self, encoder: PromptEncoder, num_candidates: int) -> None:
+        self._encoder = encoder
+        self._tokenizer = encoder.tokenizer
+        self.num_candidates = num_candidates
+        self._blocks: dict[bytes, ImageBlocks | UserError] = {}
+
+    def remember(self, encoded: Mapping[str, Any]) -> None:
+        """Note the images' tokens of every prompt in a processor's output.
+
+        Args:
+            encoded: ``input_ids``, ``text_replacement_offsets`` and, where there is padding, ``attention_mask``.
+        """
+        masks = encoded.get("attention_mask")
+        for number, replaced in enumerate(encoded.get(OFFSETS) or ()):
+            written = [entry["replacement"] for entry in replaced if entry["type"] == "image"]
+            if not written:
+                continue
+            ids = torch.as_tensor(encoded["input_ids"][number]).cpu()
+            ids = self.unpadded(ids if masks is None else ids[torch.as_tensor(masks[number]).cpu().bool()])
+            try:
+                self._blocks[_key(ids)] = self._checked(ids, self._encoder.spans.locate(ids, written))
+            except UserError as error:  # it matters only if the prompt is to be debiased
+                self._blocks[_key(ids)] = error
+
+    def find(self, input_ids: Tensor) -> ImageBlocks | UserError | None:
+        """What is known of a prompt (S,), padded on the left or not: its blocks, what is wrong with it, or nothing."""
+        return self._blocks.get(_key(self.unpadded(input_ids.cpu())))
+
+    def positions(self, input_ids: Tensor, blocks: ImageBlocks) -> Tensor:
+        """(S,) position of the image that each token of a prompt without padding belongs to, or -1."""
+        return self._encoder.spans.positions(input_ids, blocks, self._encoder.prompt.spans)
+
+    def unpadded(self, input_ids: Tensor) -> Tensor:
+        """A prompt (S,) from its first token that is no padding."""
+        tokenizer = self._tokenizer
+        filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        tokens = (input_ids != filler).nonzero()
+        return input_ids[int(tokens[0]) :] if len(tokens) else input_ids
+
+    def _checked(self, ids: Tensor, blocks: ImageBlocks) -> ImageBlocks:
+        """The blocks, if the prompt is of the calibration's kind as far as its tokens tell."""
+        if len(blocks.visual) != self.num_candidates:
+            raise UserError(
+                f"The calibration is for {self.num_candidates} images, the prompt has {len(blocks.visual)}."
+            )
+        before, after = self._words
+        written = _squeezed(self._tokenizer.decode(ids[blocks.extents[-1][1] :]))
+        if not written.endswith(after) or before not in written.removesuffix(after):
+            raise UserError(
+                "The prompt's words are not those of the calibration: put what text(caption) gives after the images, "
+                "in one user turn, with add_generation_prompt=True and the calibration's chat_template_kwargs."
+            )
+        side = self._encoder.prompt.image_size
+        if side is not None and blocks.visual != self._visual_tokens:
+            raise UserError(
+                f"The images of the prompt have {_listed(blocks.visual)} visual tokens, those of the calibration had "
+                f"{_listed(self._visual_tokens)}: resize them to {side} x {side} and use the calibration's "
+                "images_kwargs, or let encode(images, caption) make the prompt."
+            )
+        return blocks
+
+    @functools.cached_property
+    def _words(self) -> tuple[str, str]:
+        """What stands before and after the caption, from the last image on; without spaces, which templates trim."""
+        caption = "CAPTION"
+        text = self._encoder.prompt.text(caption, self.num_candidates)
+        chat = self._encoder._chat(self._encoder._turns([{"type": "image"}] * self.num_candidates, text))
+        placeholder = str(self._encoder.processor.image_token)  # type: ignore[attr-defined]
+        before, _, after = chat.rpartition(placeholder)[2].rpartition(caption)
+        return self._as_decoded(before), self._as_decoded(after)
+
+    def _as_decoded(self, text: str) -> str:
+        return _squeezed(self._tokenizer.decode(self._encoder._ids(text)))
+
+    @functools.cached_property
+    def _visual_tokens(self) -> tuple[int, ...]:
+        """Visual tokens of each of N images of the calibration's size."""
+        side = self._encoder.prompt.image_size
+        assert side is not None
+        order = tuple(range(self.num_candidates))
+        sample = Sample("blank", tuple(map(str, order)), "x", None)
+        blank = PermutedSample(sample, 0, (order,), (Image.new("RGB", (side, side)),) * self.num_candidates)
+        return self._encoder([blank]).visual_tokens
+
+
+@contextmanager
+def watched(processor: ProcessorMixin, remember: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Hand everything that ``processor`` makes to ``remember``, with the texts that it wrote for the images.
+
+    Its class is exchanged for a subclass: a call looks ``__call__`` up there and nowhere else.
+    """
+    original = type(processor)
+
+    @functools.wraps(original.__call__)
+    def remembered(self: Any, *arguments: Any, return_text_replacement_offsets: bool = False, **options: Any) -> Any:
+        encoded = original.__call__(self, *arguments, return_text_replacement_offsets=True, **options)
+        remember(encoded)
+        if not return_text_replacement_offsets:
+            encoded.pop(OFFSETS, None)
+        return encoded
+
+    named = {"__call__": remembered, "__module__": original.__module__, "__qualname__": original.__qualname__}
+    processor.__class__ = type(original.__name__, (original,), named)
+    try:
+        yield
+    finally:
+        processor.__class__ = original
+
+
+def _key(input_ids: Tensor) -> bytes:
+    return hashlib.blake2b(input_ids.to(torch.int64).numpy().tobytes(), digest_size=16).digest()
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))

@@ -1,0 +1,147 @@
+"""A run that breaks off goes on where it stopped, and ends with the bytes of one that did not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import QUIET, fails, write_annotations
+
+from lad_pl.cli import main
+from lad_pl.vlm import VisionLanguageModel
+
+RESULTS = ("metrics.json", "predictions.jsonl")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    data = tmp_path_factory.mktemp("data")
+    return [
+        f"--model.vlm.path={tiny_folder}",
+        "--model.vlm.dtype=float32",
+        "--model.prompt.image_size=84",
+        "--model.layers=2-5",
+        "--model.methods=[instruction]",
+        f"--data.annotations={write_annotations(data, 8)}",
+        "--data.num_calibration=2",
+        "--data.num_permutations=2",
+        "--data.batch_size=2",
+        *QUIET,
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    for command in ("fit", "test"):
+        assert main([command, *base, f"--trainer.default_root_dir={folder}"]) == 0
+    return folder
+
+
+def stops_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
+    """Let the model fail after so many batches; returns the sizes of those that it does."""
+    sound, sizes = VisionLanguageModel.evidence, []
+
+    def evidence(self, batch, *arguments):
+        if len(sizes) == batches:
+            raise RuntimeError("the machine went down")
+        sizes.append(len(batch))
+        return sound(self, batch, *arguments)
+
+    monkeypatch.setattr(VisionLanguageModel, "evidence", evidence)
+    return sizes
+
+
+@pytest.mark.parametrize(("batches", "torn"), [(1, 0), (2, 1), (4, 40)])
+def test_interrupted_test(base, uninterrupted, tmp_path, monkeypatch, batches: int, torn: int) -> None:
+    """Of 3 batches in each of two passes; `torn`: bytes that never reached the disk."""
+    options = [*base, f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    assert main(["fit", *options]) == 0
+    with monkeypatch.context() as patch:
+        stops_after(patch, batches)
+        with pytest.raises(RuntimeError, match="went down"):
+            main(["test", *options])
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    parts = sorted((tmp_path / "run").glob("*.parts/*"))
+    assert len(parts) == (1 if batches <= 3 else 2)
+    if torn:
+        os.truncate(parts[0], parts[0].stat().st_size - torn)
+    with monkeypatch.context() as patch:
+        sizes = stops_after(patch, 100)
+        assert main(["test", *options]) == 0
+    assert len(sizes) == 6 - batches + (torn > 0)
+    for name in RESULTS:
+        assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    assert not list((tmp_path / "run").glob("*.parts"))
+
+
+def test_interrupted_fit(base, uninterrupted, tmp_path, monkeypatch) -> None:
+    options = [*base, f"--trainer.default_root_dir={tmp_path / 'run'}", "--data.batch_size=1"]
+    with monkeypatch.context() as patch:
+        stops_after(patch, 1)
+        with pytest.raises(RuntimeError, match="went down"):
+            main(["fit", *options])
+    with monkeypatch.context() as patch:
+        sizes = stops_after(patch, 100)
+        assert main(["fit", *options]) == 0
+    assert sizes == [3]
+    assert main(["test", *options]) == 0
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (uninterrupted / "metrics.json").read_bytes()
+
+
+def test_a_finished_run_asks_the_model_nothing(base, uninterrupted, monkeypatch) -> None:
+    before = [(uninterrupted / name).read_bytes() for name in RESULTS]
+    sizes = stops_after(monkeypatch, 100)
+    for command in ("fit", "test"):
+        assert main([command, *base, f"--trainer.default_root_dir={uninterrupted}"]) == 0
+    assert sizes == []
+    assert [(uninterrupted / name).read_bytes() for name in RESULTS] == before
+
+
+def test_another_readout_replays_the_evidence(base, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    options = [*base, f"--trainer.default_root_dir={uninterrupted}", "--model.readout.temperature=1"]
+    assert "readout.temperature: 5.0 there, 1.0 here" in fails(capsys, "test", *options)
+    before = json.loads((uninterrupted / "predictions.jsonl").read_text().splitlines()[0])
+    sizes = stops_after(monkeypatch, 100)
+    assert main(["test", *options, "--model.overwrite=true"]) == 0
+    after = json.loads((uninterrupted / "predictions.jsonl").read_text().splitlines()[0])
+    assert sizes == []
+    assert after["log_probs"] == before["log_probs"]
+    assert after["scores"]["agd"] != before["scores"]["agd"]
+    assert main(["test", *base, f"--trainer.default_root_dir={uninterrupted}", "--model.overwrite=true"]) == 0
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped_again_and_again(tmp_path: Path) -> None:
+    """The demo as a process of its own: each time it keeps what it computed, and says how to go on."""
+    assert main(["fit", f"--trainer.default_root_dir={tmp_path}", *QUIET]) == 0
+    options = ["--data.num_test=150", f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    kept = 0
+    for end, code in ((signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lad_pl", "test", *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        while process.poll() is None and stored_bytes(tmp_path) < kept + 12_000:
+            time.sleep(0.02)
+        process.send_signal(end)
+        told = process.communicate(timeout=60)[1]
+        assert process.returncode == code, told
+        assert ("Run the same command again to go on." in told) == (end != signal.SIGKILL)
+        assert not (tmp_path / "metrics.json").exists()
+        assert stored_bytes(tmp_path) >= kept + 12_000
+        kept = stored_bytes(tmp_path)
+    assert main(["test", *options]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["num_samples"] == 150
+
+
+def stored_bytes(folder: Path) -> int:
+    return sum(part.stat().st_size for part in folder.glob("evidence.parquet.parts/*"))
