@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import auto_cli, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from lad_pl.assets import asset
 from lad_pl.checkpoint import load_calibration
+from lad_pl.commands import SUMMARIES, run_command
 from lad_pl.data import MultiImageData, PhotoData
 from lad_pl.errors import UserError
 from lad_pl.module import AttentionGuidedDebiasing
@@ -27,6 +28,7 @@ from lad_pl.run import RunFolder
 USER_ERROR = 2
 PHOTO_OPTIONS = tuple(name.removeprefix("--") for name in HELP)
 _NO_LIMITS = "leave the trainer's limit_..._batches, max_epochs and fast_dev_run as they are"
+_AROUND = tuple(SUMMARIES.items())
 _SUMMARIES = {
     "fit": "Calibrate on a few samples.",
     "validate": "Measure on the validation samples, to choose settings.",
@@ -189,8 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare()
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if typed[:1] in (["prepare"], ["download"]):
-            _build_data(*typed)
+        if typed and typed[0] in SUMMARIES:
+            run_command(typed[0], typed[1:])
             return 0
         typed, CLI.contact_sheet = translated(typed)
         CLI(
@@ -219,29 +221,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return USER_ERROR
 
 
-def _build_data(command: str, *arguments: str) -> None:
-    """``prepare`` and ``download``: plain functions, whose signatures and docstrings are the options and their help."""
-    # Here, because no other command needs what these import.
-    from lad_pl.prepare.commands import COMMANDS
-    from lad_pl.prepare.download import download
-
-    functions: Any = download if command == "download" else COMMANDS
-    auto_cli(
-        functions,
-        args=list(arguments),
-        as_positional=command == "download",
-        prog=f"lad_pl {command}",
-        exit_on_error=False,
-    )
-
-
 def _parser_settings(arguments: Sequence[str]) -> dict[str, Any]:
     """Where neither a configuration nor a model is named, every command runs the embedded demo."""
     settings: dict[str, Any] = {
         "prog": "lad_pl",
         "exit_on_error": False,
-        "description": "Measure and remove position bias of multi-image vision-language models. Two more commands, "
-        "prepare and download, build data sets: python -m lad_pl prepare --help.",
+        "description": "Measure and remove position bias of multi-image vision-language models. More commands, each "
+        f"with a --help of its own: {', '.join(f'{name} ({what[0].lower()}{what[1:-1]})' for name, what in _AROUND)}.",
     }
     settings |= {command: {"description": summary} for command, summary in _SUMMARIES.items()}
     named = {argument.partition("=")[0] for argument in arguments}
@@ -271,7 +257,7 @@ def _innermost(message: str) -> str:
 
 def _helped(typed: Sequence[str]) -> str:
     """The command whose help fits what was typed."""
-    return typed[0] if typed and typed[0] in (*_SUMMARIES, "prepare", "download") else "fit"
+    return typed[0] if typed and typed[0] in (*_SUMMARIES, *SUMMARIES) else "fit"
 
 
 def _one_line(error: BaseException) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,7 +25,9 @@ from lad_pl.data.module import MultiImageData
 from lad_pl.errors import UserError
 from lad_pl.evidence import EvidenceStore, read_prompts
 from lad_pl.evidence_table import of_batch
+from lad_pl.fitting import Fitting
 from lad_pl.passes import METHODS, PASSES, PLAIN, MethodSettings, Pass, check_methods, counted, plain_batch
+from lad_pl.passes.base import Measured
 from lad_pl.permute import random_permutations
 from lad_pl.prompts import PromptSpec
 from lad_pl.provenance import first_difference, library_versions
@@ -115,6 +118,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self._tries: dict[str, AnswerTrie] = {}
         self._stores: dict[str, EvidenceStore] = {}
         self._results: Results | None = None
+        self._fitting = Fitting()
         self._from_folder = False
         # DDP refuses a module without a trainable parameter; nothing ever trains this one.
         self._anchor = nn.Parameter(torch.zeros(()))
@@ -267,11 +271,10 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     on_validation_start = on_predict_start = on_test_start
 
-    def passes_to_make(self) -> Iterator[tuple[Pass, Callable[[Any], Any], set[int]]]:
+    def passes_to_make(self) -> Iterator[tuple[Pass, PromptEncoder, set[int]]]:
         """The passes of this stage, each with its input side and the samples whose evidence is stored already."""
         for a_pass in self.passes:
-            done = self._stores[a_pass.name].done(self._num_orders(a_pass))
-            yield a_pass, a_pass.encode(self.encoders[a_pass.name]), done
+            yield a_pass, self.encoders[a_pass.name], self._stores[a_pass.name].done(self._num_orders(a_pass))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Store the evidence of one batch of one pass."""
@@ -322,6 +325,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             for store in self._stores.values():
                 store.clear_foreign()
         self.trainer.strategy.barrier()
+        self._fitting = Fitting(self.data.batch_tokens if self.data.batch_size == "auto" else None)
         self._model.to(self.device)
 
     def _num_orders(self, a_pass: Pass) -> int:
@@ -336,7 +340,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             return  # this process has nothing to do while others have
         start = time.perf_counter()
         with counted(self._model) as forwards:
-            measured = a_pass.measure(self._model, batch, self._tries[a_pass.name], self.layers)
+            measured = self._fitting(partial(self._told, a_pass), self._seen(batch))
         prompts = plain_batch(batch)
         _check_finite(measured.evidence, prompts)  # waits for the device, and so belongs to the time
         seconds = time.perf_counter() - start
@@ -344,6 +348,16 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self._stores[a_pass.name].append(stored, self.trainer.global_rank)
         if self.trainer.received_sigterm:  # Lightning itself looks only while it trains
             raise SIGTERMException(SIGTERM_EXIT)
+
+    def _seen(self, batch: Any) -> Any:
+        """The batch with its images' features: parts of it share them."""
+        if not isinstance(batch, tuple):
+            return self._model.with_features(batch)
+        seen = self._model.with_features(batch[0])
+        return seen, *(replace(other, vision=seen.vision, features=seen.features) for other in batch[1:])
+
+    def _told(self, a_pass: Pass, batch: Any) -> Measured:
+        return a_pass.measure(self._model, batch, self._tries[a_pass.name], self.layers)
 
     def _finished_on_rank_zero(self, work: Callable[[], T]) -> T:
         """What ``work`` makes of the finished stores on the first process, for all of them; so with its UserError."""

@@ -68,9 +68,29 @@ class Batch:
     """(B,): index of the sample within its split; prompts of one sample are neighbours."""
     ids: tuple[str, ...]
     """Sample id of each of the B prompts."""
+    features: Any = None
+    """What the vision tower made of the M images, once it has seen them (lad_pl.vlm.features.PerImageFeatures)."""
 
     def __len__(self) -> int:
         return self.targets.shape[0]
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The prompts from ``start`` up to ``stop``, without columns that are padding for all of them.
+
+        The images stay those of the whole batch: let the vision tower see them first.
+        """
+        rows = slice(start, stop)
+        first = int(self.tokens["attention_mask"][rows].any(0).int().argmax())
+        return replace(
+            self,
+            tokens={name: values[rows, first:] for name, values in self.tokens.items()},
+            position_of_token=self.position_of_token[rows, first:],
+            image_rows=self.image_rows[rows],
+            permutations=self.permutations[rows],
+            targets=self.targets[rows],
+            groups=self.groups[rows],
+            ids=self.ids[rows],
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""

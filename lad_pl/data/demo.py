@@ -11,7 +11,7 @@ from lad_pl.assets import asset
 from lad_pl.data.dataset import LoadImage
 from lad_pl.data.images import resize
 from lad_pl.data.module import MultiImageData
-from lad_pl.demo.scenes import load_image
+from lad_pl.demo.scenes import IMAGE_SIZE, load_image
 from lad_pl.errors import UserError
 
 
@@ -21,7 +21,8 @@ class DemoData(MultiImageData):
     Args:
         num_candidates: N, the number of images per sample: 4, 8 or 12.
         difficulty: random (the other images are any scenes) or adversarial (they differ from the right one in little).
-        batch_size: samples per batch; their T permutations (N shifts in ``fit``) travel with them.
+        batch_size: samples per batch, whose T permutations (N shifts in ``fit``) travel with them; auto takes as many
+            as ``batch_tokens`` hold. Whatever it is, a batch that does not fit into memory is cut in halves.
         options: further arguments of :class:`MultiImageData`.
     """
 
@@ -29,7 +30,7 @@ class DemoData(MultiImageData):
         self,
         num_candidates: Literal[4, 8, 12] = 4,
         difficulty: Literal["random", "adversarial"] = "random",
-        batch_size: int = 4,
+        batch_size: int | Literal["auto"] = 4,
         **options: Any,
     ) -> None:
         folder, name = asset("data/demo"), f"{num_candidates}_{difficulty}.json"
@@ -43,6 +44,10 @@ class DemoData(MultiImageData):
     def image_loader(self, side: int | None) -> LoadImage:
         """The function that renders one scene, 56 x 56 pixels, RGB, resized to ``side`` pixels square if given."""
         return partial(_load_scene, side=side)
+
+    def image_size(self, name: str) -> tuple[int, int]:
+        """Scenes are all of one size, in pixels."""
+        return IMAGE_SIZE, IMAGE_SIZE
 
     def check_images(self) -> None:
         """Scenes are rendered; there are no files to miss."""

@@ -24,6 +24,15 @@ def load_photo(name: str, folder: Path, side: int | None) -> Image.Image:
     return resize(open_image(folder / name), side)
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the file's header; (0, 0) for what cannot be read, which decoding reports."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except UNREADABLE:
+        return 0, 0
+
+
 def open_image(path: Path, upright: bool = False) -> Image.Image:
     """Decode a file completely, as RGB.
 

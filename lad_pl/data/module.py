@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lad_pl.data.annotations import read_annotations
 from lad_pl.data.dataset import LoadImage, SampleBatches, Shard
-from lad_pl.data.images import load_photo
+from lad_pl.data.images import load_photo, size_of
+from lad_pl.data.planning import plan_batches
 from lad_pl.errors import UserError
 from lad_pl.permute import Permutation, cyclic_shifts, random_permutations
 from lad_pl.types import PermutedSample, Sample
+from lad_pl.vlm.encoder import PromptEncoder
+from lad_pl.vlm.lengths import PromptLengths
 
 Split = list[Sample]
 
@@ -37,7 +40,9 @@ class MultiImageData(pl.LightningDataModule):
         allow_calibration_in_test: let calibration samples be test samples too, as the published code does.
         num_permutations: T, the orders in which every test sample is shown: the given one, then random ones.
         permutation_seed: seed of the random orders.
-        batch_size: samples per batch; their T permutations (N shifts in ``fit``) travel with them.
+        batch_size: samples per batch, whose T permutations (N shifts in ``fit``) travel with them; auto takes as many
+            as ``batch_tokens`` hold. Whatever it is, a batch that does not fit into memory is cut in halves.
+        batch_tokens: the most tokens that go through the model together where ``batch_size`` is auto.
         num_workers: processes that decode and encode ahead of the model; 0 does it in the main process.
     """
 
@@ -53,7 +58,8 @@ class MultiImageData(pl.LightningDataModule):
         allow_calibration_in_test: bool = False,
         num_permutations: int = 5,
         permutation_seed: int = 42,
-        batch_size: int = 1,
+        batch_size: int | Literal["auto"] = 1,
+        batch_tokens: int = 16384,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -68,6 +74,7 @@ class MultiImageData(pl.LightningDataModule):
         self.num_permutations = num_permutations
         self.permutation_seed = permutation_seed
         self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
         self.num_workers = num_workers
         self.samples: Split = []
         """The samples of the stage in progress; a batch's ``groups`` are indices into it."""
@@ -93,6 +100,11 @@ class MultiImageData(pl.LightningDataModule):
             raise UserError(f"Sample {unknown[0]} has no index, and {stage} needs the right answer; use predict.")
         random_permutations(self.num_candidates, self.num_permutations)  # fails early if there are not so many
         self.check_images()
+
+    @property
+    def batch_samples(self) -> int | None:
+        """Samples per batch; None where a number of tokens decides."""
+        return None if self.batch_size == "auto" else self.batch_size
 
     @property
     def num_candidates(self) -> int:
@@ -184,26 +196,39 @@ class MultiImageData(pl.LightningDataModule):
     def _loaders(self, permutations: tuple[Permutation, ...]) -> list[DataLoader[Any]]:
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
         if module is None:
-            return [self._loader(permutations, list, (), None)]
-        return [
-            self._loader(a_pass.orders(permutations), encode, done, module.prompt.image_size)
-            for a_pass, encode, done in module.passes_to_make()
-        ]
+            planned = plan_batches([0] * len(self.samples), len(permutations), self.batch_samples, self.batch_tokens)
+            return [self._loader(permutations, planned, list, None)]
+        side = module.prompt.image_size
+        loaders = []
+        for a_pass, encoder, done in module.passes_to_make():
+            orders = a_pass.orders(permutations)
+            planned = plan_batches(self._lengths(encoder), len(orders), self.batch_samples, self.batch_tokens)
+            waiting = [[sample for sample in batch if sample not in done] for batch in planned]
+            loaders.append(self._loader(orders, list(filter(None, waiting)), a_pass.encode(encoder), side))
+        return loaders
+
+    def _lengths(self, encoder: PromptEncoder) -> list[int]:
+        """Tokens of each sample's prompts; all alike where a batch is a sample and nothing depends on it."""
+        if self.batch_samples == 1:
+            return [0] * len(self.samples)
+        side, length = encoder.prompt.image_size, PromptLengths(encoder)
+        sizes = {
+            name: self.image_size(name) if side is None else (side, side) for s in self.samples for name in s.images
+        }
+        return [length(sample, [sizes[name] for name in sample.images]) for sample in self.samples]
+
+    def image_size(self, name: str) -> tuple[int, int]:
+        """Width and height of an image in pixels, from its file's header."""
+        return size_of(self.images / name)
 
     def _loader(
         self,
         permutations: tuple[Permutation, ...],
+        batches: Sequence[Sequence[int]],
         encode: Callable[[list[PermutedSample]], Any],
-        done: Collection[int],
         side: int | None,
     ) -> DataLoader[Any]:
-        """Batches of the samples that are not ``done``; the same batches, less these, as without any done."""
-        planned = [
-            range(first, min(first + self.batch_size, len(self.samples)))
-            for first in range(0, len(self.samples), self.batch_size)
-        ]
-        waiting = [[index for index in batch if index not in done] for batch in planned]
-        dataset = SampleBatches(self.samples, list(filter(None, waiting)), permutations, self.image_loader(side))
+        dataset = SampleBatches(self.samples, batches, permutations, self.image_loader(side))
         trainer = self.trainer
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         return DataLoader(
@@ -217,8 +242,8 @@ class MultiImageData(pl.LightningDataModule):
 
     def _check_numbers(self) -> None:
         least = {"num_calibration": 0, "calibration_offset": 0, "num_permutations": 1, "batch_size": 1}
-        for name, minimum in {**least, "num_workers": 0}.items():
-            if getattr(self, name) < minimum:
+        for name, minimum in {**least, "batch_tokens": 1, "num_workers": 0}.items():
+            if getattr(self, name) != "auto" and getattr(self, name) < minimum:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {minimum}.")
         if self.num_test is not None and self.num_test < 1:
             raise UserError(f"data.num_test is {self.num_test}; it must be at least 1, or null for all.")

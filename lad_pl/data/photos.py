@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from lad_pl.data.dataset import LoadImage
-from lad_pl.data.images import FORMATS, open_image, resize
+from lad_pl.data.images import FORMATS, open_image, resize, size_of
 from lad_pl.data.module import MultiImageData, Split
 from lad_pl.errors import UserError
 from lad_pl.provenance import short_digest
@@ -82,6 +82,10 @@ class PhotoData(MultiImageData):
             for caption_number, caption in enumerate(self.captions)
             for group_number, group in enumerate(self.groups)
         ]
+
+    def image_size(self, name: str) -> tuple[int, int]:
+        """Width and height of a photo in pixels; whichever side is up, a plan is close enough."""
+        return size_of(Path(name))
 
     def image_loader(self, side: int | None) -> LoadImage:
         """The function that decodes one photo, upright, as RGB, resized to ``side`` pixels square if given."""

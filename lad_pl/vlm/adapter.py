@@ -167,6 +167,13 @@ class VisionLanguageModel:
         log_probs = trie.log_probs(lambda prefix: self._logits_after(prefix, output, inputs))
         return Evidence(log_probs, attention.to(log_probs.device))
 
+    @torch.no_grad()
+    def with_features(self, batch: Batch) -> Batch:
+        """The batch, on the model's device, with what the vision tower makes of its images: each goes through once."""
+        batch = batch.to(self.device)
+        outputs = [self.image_features(vision) for vision in batch.vision]
+        return replace(batch, features=PerImageFeatures.of(outputs, batch.visual_tokens))
+
     def image_features(self, vision: dict[str, Any]) -> ModelOutput:
         """What the vision tower makes of one sample's images, in the family's own form.
 
@@ -191,9 +198,8 @@ class VisionLanguageModel:
         return inputs
 
     def _features(self, batch: Batch) -> dict[str, Any]:
-        shown = batch.image_rows.flatten().tolist()
-        features = PerImageFeatures.of([self.image_features(vision) for vision in batch.vision], batch.visual_tokens)
-        return {"image": features.shown(shown)}
+        features = batch.features or self.with_features(batch).features
+        return {"image": features.shown(batch.image_rows.flatten().tolist())}
 
     def _suffix_inputs(self, batch: Batch, length: int) -> dict[str, Any]:
         """Model inputs of the prompts' last tokens, which are plain text and follow a cache."""

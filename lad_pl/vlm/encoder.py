@@ -164,6 +164,14 @@ class PromptEncoder:
             ids=tuple(item.sample.id for item in items for _ in item.permutations),
         )
 
+    def num_tokens(self, item: PermutedSample) -> int:
+        """Tokens of a sample's prompt.
+
+        Raises:
+            UserError: the processor refuses the sample.
+        """
+        return len(self._process(item, tuple(range(item.sample.num_candidates)))[0]["input_ids"])
+
     def answer_trie(self, num_candidates: int) -> AnswerTrie:
         """The identifiers' tokens as they follow the generation prompt.
 

@@ -106,6 +106,11 @@ class PromptReader:
                 self.prefill = None  # otherwise it is one more token, where there is no cache
             return forward(**options)
         self.prefill = Prefill(input_ids, next((item for item in known if isinstance(item, UserError)), None))
+        if not (cache is None or isinstance(cache, DynamicCache)):
+            self.prefill.problem = UserError(
+                f"Prompts cannot be debiased on a {type(cache).__name__}; leave generate its default cache "
+                "(cache_implementation)."
+            )
         if self.prefill.problem is not None:
             return forward(**options)
         return self._read(forward, options, self.prefill, [item for item in known if isinstance(item, ImageBlocks)])
@@ -135,18 +140,10 @@ class PromptReader:
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=self._vlm.model.config.get_text_config(decoder=True))
 
-    def _candidates(
-        self, output: Any, options: dict[str, Any], starts: Sequence[int], prefill: Prefill
-    ) -> Tensor | None:
+    def _candidates(self, output: Any, options: dict[str, Any], starts: Sequence[int], prefill: Prefill) -> Tensor:
         """(B, N) log-probabilities of the candidates; those of several tokens continue a copy of the cache."""
         if not self._trie.needs_continuation:
             return self._trie.log_probs(lambda _: output.logits[:, -1])
-        if not isinstance(output.past_key_values, DynamicCache):
-            prefill.problem = UserError(
-                f"With {self._known.num_candidates} images some identifiers have several tokens, which takes "
-                "generate's default cache (cache_implementation dynamic)."
-            )
-            return None
         mask = torch.ones_like(prefill.input_ids)
         for row, start in enumerate(starts):
             mask[row, :start] = 0
