@@ -63,7 +63,7 @@ class Fitting:
                 "Not even one prompt fits into memory; show fewer or smaller images (model.prompt.image_size), load "
                 "the weights in half precision (model.vlm.dtype) or spread the model (model.vlm.device_map auto)."
             )
-        self.prompts = tried // 2
+        self.prompts = (tried + 1) // 2
         rank_zero_warn(f"Out of memory with {tried} prompts at a time; going on with {self.prompts}.")
         gc.collect()
         clear_device_cache()

@@ -192,6 +192,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             **self.calibration_settings(),
             "dtype": self.vlm_spec.dtype,
             "attn_implementation": self.vlm_spec.attn_implementation,
+            "compile": self.vlm_spec.compile,
             "options": self.vlm_spec.options,
             "samples": digest(self.data.samples),
             "images": str(self.data.images),

@@ -98,8 +98,7 @@ class SharedPrefix:
         if layer.keys is not None:  # a layer that shares another's has none
             layer.keys, layer.values = self._columns(layer.keys), self._columns(layer.values)
             if isinstance(layer, DynamicSlidingWindowLayer):
-                layer.cumulative_length = self.length
-                layer.crop(0)  # back to the window
+                layer.cumulative_length = self.length  # while recording its past, it cuts to the window by itself
         return layer
 
     def _columns(self, states: Tensor) -> Tensor:

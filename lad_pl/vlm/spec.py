@@ -14,6 +14,7 @@ from lad_pl.assets import asset
 from lad_pl.errors import UserError, first_line
 
 # What says where the files are, and so holds for the processor as well as for the weights.
+_FEED_FORWARD = ("mlp", "feed_forward")
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "subfolder", "token")
 
 
@@ -36,6 +37,9 @@ class VLMSpec:
     """Never ask the hub; use what is on disk."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository brings. No supported model needs it."""
+    compile: bool = False
+    """Compile the feed-forward parts of language model and vision tower (torch.compile). Attention stays as it is,
+    because it is read."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model's ``from_pretrained``, such as quantization_config or max_memory."""
 
@@ -85,6 +89,8 @@ class VLMSpec:
                 f"The weights at '{self.path}' lack {len(missing)} tensors ({missing[0]}, ...) of "
                 f"{type(model).__name__}; the model would answer at random. Fetch the files again."
             )
+        if self.compile:
+            _compile_feed_forward(model)
         return model.eval().requires_grad_(False)
 
     def _load(self, loader: Any, what: str, **arguments: Any) -> Any:
@@ -111,3 +117,13 @@ class VLMSpec:
         if absent:
             return f"The folder lacks {' and '.join(absent)}; copy the model's whole repository into it."
         return "The folder exists; check that its files are complete and that the options under vlm fit this model."
+
+
+def _compile_feed_forward(model: PreTrainedModel) -> None:
+    parts = [part for name, part in model.named_modules() if name.rpartition(".")[2] in _FEED_FORWARD]
+    if not parts:
+        raise UserError(
+            f"{type(model).__name__} has no part named mlp or feed_forward to compile; leave out vlm.compile."
+        )
+    for part in parts:
+        part.compile(dynamic=True)  # prompts differ in length

@@ -1,0 +1,118 @@
+"""Repeated measurements, taken in turns, and the table that they end in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
+
+from lad_pl.errors import UserError
+
+MB = 2**20
+Clock = Literal["wall", "cpu"]
+Seconds = dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a table: what was measured in every repeat, and what it is to reach."""
+
+    name: str
+    values: tuple[float, ...]
+    unit: str = ""
+    at_most: float | None = None
+    at_least: float | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def target(self) -> str:
+        if self.at_most is not None:
+            return f"at most {self.at_most:g}{self.unit}"
+        return "" if self.at_least is None else f"at least {self.at_least:g}{self.unit}"
+
+    @property
+    def reached(self) -> bool | None:
+        if self.at_most is not None:
+            return self.median <= self.at_most
+        return None if self.at_least is None else self.median >= self.at_least
+
+    def row(self) -> tuple[str, ...]:
+        spread = f"{_short(min(self.values))} to {_short(max(self.values))}" if len(self.values) > 1 else ""
+        verdict = {True: "yes", False: "no", None: ""}[self.reached]
+        return self.name, self.target, f"{_short(self.median)}{self.unit}", spread, verdict, self.note
+
+
+def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock = "wall") -> Seconds:
+    """Seconds of each way; the ways take turns, every second round in reverse, so that drift meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats):
+        for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
+            seconds[name].append(timed(ways[name], clock))
+    return {name: tuple(values) for name, values in seconds.items()}
+
+
+def timed(work: Callable[[], Any], clock: Clock = "wall") -> float:
+    """Seconds until ``work`` is done, on the GPU as well; by the clock ``cpu``, those of this process's threads."""
+    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+    _wait()
+    start = now()
+    work()
+    _wait()
+    return now() - start
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
+    """Repeat by repeat."""
+    return tuple(a / b for a, b in zip(above, below, strict=True))
+
+
+def more_than(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
+    """By how many percent the first is above the second, repeat by repeat."""
+    return tuple(100 * (ratio - 1) for ratio in ratios(above, below))
+
+
+def run(script: Callable[..., list[Figure]]) -> None:
+    """Run a script's function with its arguments as options, and print its figures as a table."""
+    disable_progress_bar()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    try:
+        figures = auto_cli(script, as_positional=False, prog=f"python -m benchmarks.{script.__name__}")
+    except UserError as error:
+        sys.exit(f"{script.__name__}: {error}")
+    show(script.__name__, figures)
+
+
+def show(title: str, figures: Sequence[Figure]) -> None:
+    """Print figures as a table, with the command and the machine."""
+    table = Table("", "to reach", "median", "range", "reached", "", title=title.replace("_", " "))
+    for figure in figures:
+        table.add_row(*figure.row())
+    # As wide as it needs to be in a file or a pipe.
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    print(f"Command: python -m benchmarks.{title} {' '.join(sys.argv[1:])}".rstrip())
+    print(f"Machine: {where}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"

@@ -1,0 +1,163 @@
+"""The benchmark scripts on a tiny model: their two sides agree, and their figures are what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from lad_pl import UserError
+from lad_pl.permute import random_permutations
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import memory as memory_script
+from benchmarks.against_plain import against_plain
+from benchmarks.baseline import PlainModel
+from benchmarks.candidates import candidates
+from benchmarks.correction import agd, correction, vanilla
+from benchmarks.gpu import gpu
+from benchmarks.limit import BarePasses, limit
+from benchmarks.measure import Figure, interleaved, more_than, ratios
+from benchmarks.memory import memory, one_peak, peaks
+from benchmarks.models import SHAPES, build_config, build_model, build_processor
+from benchmarks.ours import Bench, Pass
+
+SMALL = {"shape": "tiny", "image_size": 112, "permutations": 2, "repeats": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+def by_name(figures: list[Figure]) -> dict[str, Figure]:
+    return {figure.name: figure for figure in figures}
+
+
+@pytest.mark.parametrize(("shape", "least", "most"), [("0.4b", 0.3, 0.5), ("3b", 3.0, 4.5), ("8b", 7.5, 9.5)])
+def test_the_shapes_have_the_size_of_their_name(shape: str, least: float, most: float) -> None:
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(build_config(SHAPES[shape], build_processor().tokenizer))
+    model.tie_weights()
+    assert least < sum(parameter.numel() for parameter in model.parameters()) / 1e9 < most
+
+
+def test_a_checkpoint_is_built_once_and_the_same_again(folder: Path, tmp_path: Path) -> None:
+    first = build_model(folder / "again", "tiny")
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert build_model(folder / "again", "tiny") == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+    assert (build_model(tmp_path, "tiny") / "model.safetensors").read_bytes() == (
+        first / "model.safetensors"
+    ).read_bytes()
+    with pytest.raises(UserError, match="no shape 'huge'"):
+        build_model(folder, "huge")
+
+
+@pytest.mark.parametrize(("n", "permutations"), [(4, 2), (10, 1)])
+def test_the_plain_way_and_the_pass_see_the_same(folder: Path, n: int, permutations: int) -> None:
+    """Two implementations that share no model code; so whichever is faster, they do the same work."""
+    bench = Bench.build(folder, "tiny", n, 1, permutations, image_size=112)
+    shown = Pass(bench)
+    batch = shown.batch()
+    ours = shown.evidence(batch).cpu()
+    plain = PlainModel(bench.folder, image_size=112)
+    assert list(plain.layers) == list(shown.layers)
+    for row, order in enumerate(random_permutations(n, permutations)):
+        for single_pass in (False, True):
+            answer, theirs = plain(bench.samples[0], order, bench.annotations.parent, single_pass)
+            assert isinstance(answer, str)
+            torch.testing.assert_close(theirs.log_probs[0], ours.log_probs[row], atol=2e-5, rtol=0)
+            torch.testing.assert_close(theirs.attention[0], ours.attention[row], atol=1e-5, rtol=0)
+    assert ours.log_probs.std(1).min() > 0.01  # the answers are not all alike
+    torch.testing.assert_close(vanilla(shown, batch), ours.log_probs, atol=1e-6, rtol=0)
+    assert agd(shown, batch).shape == (permutations, n)
+
+
+def test_the_bare_passes_are_those_of_the_batch(folder: Path) -> None:
+    shown = Pass(Bench.build(folder, "tiny", 10, 1, 1))
+    batch = shown.batch()
+    bare = BarePasses(shown, batch)
+    length = batch.tokens["input_ids"].shape[1]
+    assert (
+        sum(args[0].shape[0] for args, _ in bare.images) == 10 * 4 * 144
+    )  # 336 x 336 pixels are 144 tokens of 4 patches
+    assert [tuple(options["inputs_embeds"].shape[:2]) for _, options in bare.prompts] == [(1, length)]
+    bare.vision()
+    bare.language()
+
+
+def test_limit(folder: Path) -> None:
+    figures = by_name(limit(**SMALL, num_candidates=4, samples=1, num_workers=0, folder=str(folder)))
+    floor = figures["bare vision tower"].median + figures["bare language model"].median
+    assert figures["test / bare passes"].median == pytest.approx(figures["test"].median / floor)
+    assert figures["test / bare passes"].median > 1
+
+
+def test_against_plain(folder: Path) -> None:
+    figures = by_name(against_plain(**SMALL, num_candidates=4, samples=1, num_workers=0, folder=str(folder)))
+    assert figures["decisions that differ"].values == (0.0,)
+    assert figures["decisions that differ"].note.startswith("of 28,")  # 2 prompts, 7 readouts, 2 plain ways
+    ratio = figures["plain way, per prompt"].median / figures["test, per prompt"].median
+    assert figures["times as fast, N=4"].median == pytest.approx(ratio)
+
+
+def test_correction_and_candidates(folder: Path) -> None:
+    costs = correction(**SMALL, num_candidates=[4], memory=False, folder=str(folder))
+    assert [figure.name for figure in costs] == ["agd over vanilla, time, N=4", "vanilla, N=4"]
+    several = candidates(**{**SMALL, "permutations": 1}, num_candidates=[10], folder=str(folder))
+    assert several[0].note == "1 continuations of the prompt"
+    assert all(-90 < figure.median < 900 for figure in (*costs, *several))
+
+
+def test_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_script, "isolated_peaks", peaks)  # a process of its own takes ten seconds to start
+    figures = memory(**SMALL, num_candidates=[4], ways=["vanilla", "plain"], folder=str(folder))
+    assert [figure.name for figure in figures] == ["vanilla, N=4", "plain, N=4"]
+    assert all(figure.median >= 0 for figure in figures)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
+def test_the_peak_is_that_of_the_work() -> None:
+    one_peak(lambda: torch.ones(50_000_000), "cpu")  # 200 MB, forgotten by the next
+    assert 95 < one_peak(lambda: torch.ones(25_000_000), "cpu").over_weights < 120
+
+
+def test_gpu(folder: Path) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no GPU"):
+            gpu()
+    small = {
+        "image_size": 112,
+        "samples": 1,
+        "permutations": 2,
+        "batch_size": 1,
+        "num_workers": 0,
+        "plain_prompts": 1,
+        "repeats": 1,
+    }
+    figures = by_name(gpu(["tiny"], [4], **small, dtype="float32", device="cpu", folder=str(folder)))
+    assert 0 < figures["tiny, N=4: share of the matrix rate, agd"].median < 100
+    assert figures["tiny, N=4: test"].median > 0
+
+
+def test_ways_take_turns_and_figures_say_what_they_reach() -> None:
+    calls: list[str] = []
+    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b", "b", "a", "a", "b"]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+    assert ratios((3.0, 4.0), (2.0, 4.0)) == (1.5, 1.0)
+    assert more_than((3.0,), (2.0,)) == (50.0,)
+    figure = Figure("time", (1.0, 1.2, 1.1), " s", at_most=1.15)
+    assert figure.row() == ("time", "at most 1.15 s", "1.10 s", "1.00 to 1.20", "yes", "")
+    assert Figure("speed", (2.0,), at_least=3).reached is False
+
+
+def test_questions_can_be_read(folder: Path) -> None:
+    bench = Bench.build(folder, "tiny", 4, 2, 2)
+    assert len(json.loads(bench.annotations.read_text())) == 3  # one is for calibration
+    assert [sample.id for sample in bench.samples] == ["1", "2"]
