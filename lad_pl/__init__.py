@@ -2,6 +2,7 @@
 
 from lad_pl.data import DemoData, MultiImageData
 from lad_pl.errors import UserError
+from lad_pl.logits_processor import debiasing
 from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.prompts import PromptSpec
 from lad_pl.readouts import READOUTS, ReadoutSettings
@@ -17,4 +18,5 @@ __all__ = [
     "UserError",
     "VLMSpec",
     "VisionLanguageModel",
+    "debiasing",
 ]

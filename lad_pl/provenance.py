@@ -22,7 +22,7 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str |
     >>> first_difference({"prompt": {"template": "a"}}, {"prompt": {"template": "b"}})
     "prompt.template: 'a' there, 'b' here"
     """
-    old, new = _flat(there), _flat(here)
+    old, new = flattened(there), flattened(here)
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name):
             return f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
@@ -41,8 +41,13 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping's values by their dotted names.
+
+    >>> flattened({"prompt": {"template": "a"}})
+    {'prompt.template': 'a'}
+    """
     flat: dict[str, Any] = {}
     for name, value in mapping.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
