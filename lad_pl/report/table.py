@@ -12,12 +12,13 @@ from rich.text import Text
 
 _POSITIONS_PER_TABLE = 8  # fits 80 columns beside the longest name
 _NOTE = (
-    "In %: accuracy, mean ± std over permutations; RStd, std of recall over positions;\n"
-    "same, the same image under every permutation (consistency); all, right under\n"
-    "every permutation (circular accuracy){success}. Cost per prompt:\n"
-    "forward passes of the language model, and seconds; readouts share one pass."
+    "In %: accuracy, mean ± std over permutations; RStd, std of recall over\n"
+    "positions; same, the same image under every permutation (consistency); all,\n"
+    "right under every permutation (circular accuracy){success}.\n"
+    "Cost per prompt: passes of the language model, and seconds. Readouts share one\n"
+    "pass."
 )
-_SUCCESS = "; read, share of readable answers"
+_SUCCESS = "; read, readable answers"
 
 
 def metrics_table(report: Mapping[str, Any], costs: Mapping[str, Any]) -> Group:
