@@ -6,6 +6,7 @@ Each imports what it needs when it is called, because no other command needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli
@@ -53,9 +54,10 @@ def _on_runs(
     function: Callable[..., Any], folders: str, count: str | None, command: str, arguments: Sequence[str]
 ) -> None:
     """A function whose first parameter is one run folder, or several: named without an option."""
-    description = "\n\n".join((function.__doc__ or "").split("\n\n")[:2]).removesuffix("Args:")
+    description = " ".join((function.__doc__ or "").partition("Args:")[0].split())
     parser = ArgumentParser(prog=f"lad_pl {command}", exit_on_error=False, description=description)
     several: dict[str, Any] = {} if count is None else {"nargs": count}
-    parser.add_argument(folders, **several, help="run folders of finished tests" if several else "a run folder")
+    about = "run folders of finished tests" if several else "the run folder, after fit and test"
+    parser.add_argument(folders, type=Path, help=about, **several)
     parser.add_function_arguments(function, skip={folders}, as_group=False)
     function(**parser.parse_args(list(arguments)).as_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -25,7 +27,7 @@ from lad_pl.data.module import MultiImageData
 from lad_pl.errors import UserError
 from lad_pl.evidence import EvidenceStore, read_prompts
 from lad_pl.evidence_table import of_batch
-from lad_pl.fitting import Fitting
+from lad_pl.fitting import Fitting, measured_or_none
 from lad_pl.passes import METHODS, PASSES, PLAIN, MethodSettings, Pass, check_methods, counted, plain_batch
 from lad_pl.passes.base import Measured
 from lad_pl.permute import random_permutations
@@ -131,6 +133,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             raise UserError(f"trainer.precision is {self.trainer.precision}; set model.vlm.dtype instead.")
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
+        self._check_processes()
         if self.vlm is None:
             vlm = VisionLanguageModel.load(self.vlm_spec)
             self.encoders = {PLAIN: vlm.encoder(self.prompt)}
@@ -168,6 +171,13 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     def run_folder(self) -> RunFolder:
         """Where this run's files go."""
         return RunFolder(self.trainer.default_root_dir, self.data.results_folder)
+
+    @property
+    def replicas(self) -> tuple[int, int]:
+        """How many copies of the model the processes hold, and which of them is this process's."""
+        if self.vlm_spec.tensor_parallel > 1:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
 
     def configure_callbacks(self) -> list[Callback]:
         """The run folder is written whoever makes the Trainer."""
@@ -275,7 +285,9 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     def passes_to_make(self) -> Iterator[tuple[Pass, PromptEncoder, set[int]]]:
         """The passes of this stage, each with its input side and the samples whose evidence is stored already."""
         for a_pass in self.passes:
-            yield a_pass, self.encoders[a_pass.name], self._stores[a_pass.name].done(self._num_orders(a_pass))
+            done = self._stores[a_pass.name].done(self._num_orders(a_pass))
+            # Every process deals out the same list, even where a shared disk shows them different states of it.
+            yield a_pass, self.encoders[a_pass.name], self.trainer.strategy.broadcast(done)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Store the evidence of one batch of one pass."""
@@ -346,7 +358,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         _check_finite(measured.evidence, prompts)  # waits for the device, and so belongs to the time
         seconds = time.perf_counter() - start
         stored = of_batch(prompts, seconds=seconds, forwards=forwards.per_prompt(len(prompts)), **vars(measured))
-        self._stores[a_pass.name].append(stored, self.trainer.global_rank)
+        if self.trainer.is_global_zero or self._model.shards.size == 1:
+            self._stores[a_pass.name].append(stored, self.trainer.global_rank)
         if self.trainer.received_sigterm:  # Lightning itself looks only while it trains
             raise SIGTERMException(SIGTERM_EXIT)
 
@@ -358,7 +371,15 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         return seen, *(replace(other, vision=seen.vision, features=seen.features) for other in batch[1:])
 
     def _told(self, a_pass: Pass, batch: Any) -> Measured:
-        return a_pass.measure(self._model, batch, self._tries[a_pass.name], self.layers)
+        def measure(batch: Any) -> Measured:
+            return a_pass.measure(self._model, batch, self._tries[a_pass.name], self.layers)
+
+        if self._model.shards.size == 1:
+            return measure(batch)
+        measured = measured_or_none(measure, batch)
+        if measured is None:  # a process that went on with half a batch would meet the others at another place
+            raise UserError("Out of memory; make batches smaller (data.batch_size, data.batch_tokens).")
+        return measured
 
     def _finished_on_rank_zero(self, work: Callable[[], T]) -> T:
         """What ``work`` makes of the finished stores on the first process, for all of them; so with its UserError."""
@@ -408,6 +429,23 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         """Where the calibration lies: relative to the run folder, if that is where it is."""
         named = self.trainer.ckpt_path
         return str(Path(named).resolve()) if named else self.run_folder.calibration.name
+
+    def _check_processes(self) -> None:
+        """Refuse what would hold the model more often, or in other parts, than the user means."""
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise UserError(
+                "This trainer.strategy splits weights that it trains, and would leave a whole model on every device; "
+                "use ddp, and model.vlm.tensor_parallel or model.vlm.device_map for a model larger than a device."
+            )
+        sharing, processes = self.vlm_spec.tensor_parallel, self.trainer.world_size
+        if sharing == 1:
+            return
+        if sharing != processes:
+            raise UserError(
+                f"model.vlm.tensor_parallel is {sharing}, but the run has {processes} processes; set trainer.devices "
+                f"times trainer.num_nodes to {sharing}, with trainer.strategy ddp."
+            )
+        os.environ.setdefault("LOCAL_RANK", str(self.trainer.local_rank))  # where transformers looks for its device
 
     def _check_run_folder(self) -> None:
         if not self.overwrite:

@@ -36,6 +36,7 @@ def synthetic_run(
     readouts: Sequence[str] = READOUTS,
     methods: Sequence[str] = (),
     readout: ReadoutSettings = ReadoutSettings(),  # noqa: B008 (frozen)
+    clarity: float = 1.0,
 ) -> Path:
     """Write a run folder and return it.
 
@@ -52,9 +53,10 @@ def synthetic_run(
         readouts: in metrics.json and predictions.jsonl.
         methods: names of methods with passes of their own that are to be there as well, a little better than vanilla.
         readout: the free choices of the correction.
+        clarity: how clearly attention tells the right image; 0: not at all.
     """
     path = Path(path)
-    shape = {"n": n, "layers": layers, "heads": heads, "bias_seed": seed}
+    shape = {"n": n, "layers": layers, "heads": heads, "bias_seed": seed, "clarity": clarity}
     _store(path / "calibration_evidence.parquet", synthetic_prompts(calibration_samples, cyclic_shifts(n), 1, **shape))
     _store(path / "evidence.parquet", synthetic_prompts(samples, random_permutations(n, permutations), 2, **shape))
     passes, prompts = (read_prompts(path / name) for name in ("calibration_evidence.parquet", "evidence.parquet"))
@@ -100,6 +102,7 @@ def synthetic_prompts(
     layers: int = 5,
     heads: int = 3,
     bias_seed: int = 0,
+    clarity: float = 1.0,
 ) -> Prompts:
     """Prompts of ``samples`` samples, each under the given permutations.
 
@@ -119,7 +122,9 @@ def synthetic_prompts(
     lure = _normal(moving, samples, n)[groups].gather(1, order)
     mood = 1 + _normal(moving, len(order), 1)  # how strongly this prompt feels the bias: no prior takes it off
     logits = mood * bias + 1.5 * strength * is_right + 0.4 * lure
-    marks = (signal * (is_right * (0.5 + strength) + 0.3 * lure)[:, None, None]) + attention_bias + 0.5 * loudness
+    marks = (
+        (clarity * signal * (is_right * (0.5 + strength) + 0.3 * lure)[:, None, None]) + attention_bias + 0.5 * loudness
+    )
     noise = 0.5 * _normal(moving, len(order), layers, heads, n)
     rows = torch.arange(len(order))
     return Prompts(

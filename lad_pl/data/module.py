@@ -229,12 +229,12 @@ class MultiImageData(pl.LightningDataModule):
         side: int | None,
     ) -> DataLoader[Any]:
         dataset = SampleBatches(self.samples, batches, permutations, self.image_loader(side))
-        trainer = self.trainer
-        world_size, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        replicas, replica = module.replicas if module is not None else (1, 0)
         return DataLoader(
             dataset,
             batch_size=None,  # an item is a batch
-            sampler=Shard(dataset, world_size, rank),
+            sampler=Shard(dataset, replicas, replica),
             num_workers=self.num_workers,
             collate_fn=EncodeUnlessEmpty(encode),
             pin_memory=False,

@@ -25,6 +25,7 @@ from lad_pl.vlm.content_free import SharedPrefix, can_be_cut
 from lad_pl.vlm.encoder import PromptEncoder
 from lad_pl.vlm.features import PerImageFeatures
 from lad_pl.vlm.layers import DecoderLayers
+from lad_pl.vlm.shards import Shards, whole_tensor
 from lad_pl.vlm.sofa import Sofa, soft_attention
 from lad_pl.vlm.spec import VLMSpec
 
@@ -44,6 +45,7 @@ class VisionLanguageModel:
         self.model: Any = model
         self.processor = processor
         self.layers = DecoderLayers.of(model)
+        self.shards = Shards(model)
         self.backend: str = self.model.config.get_text_config()._attn_implementation
         if self.backend != "eager" and not all(map(_uses_attention_interface, filter(None, self.layers.attention))):
             raise UserError(
@@ -61,7 +63,19 @@ class VisionLanguageModel:
         return cls(spec.load_model(), spec.load_processor())
 
     def to(self, device: torch.device) -> VisionLanguageModel:
-        """Move the weights to ``device``, unless they are there or accelerate has placed them (``device_map``)."""
+        """Move the weights to ``device``, unless they are there or have been placed at loading.
+
+        Accelerate places them (``device_map``), and transformers where processes share them (``tensor_parallel``).
+
+        Raises:
+            UserError: they share them on devices of another kind.
+        """
+        if self.shards.size > 1:
+            if self.device.type != device.type:
+                raise UserError(
+                    f"model.vlm.tensor_parallel places the model on {self.device.type}; set trainer.accelerator to it."
+                )
+            return self
         if getattr(self.model, "hf_device_map", None) is None and self.device != device:
             self.model.to(device)
         return self
@@ -165,7 +179,7 @@ class VisionLanguageModel:
 
     def _scored(self, trie: AnswerTrie, output: Any, attention: Tensor, inputs: dict[str, Any]) -> Evidence:
         log_probs = trie.log_probs(lambda prefix: self._logits_after(prefix, output, inputs))
-        return Evidence(log_probs, attention.to(log_probs.device))
+        return self.shards.whole(Evidence(log_probs, attention.to(log_probs.device)))
 
     @torch.no_grad()
     def with_features(self, batch: Batch) -> Batch:
@@ -266,7 +280,7 @@ class VisionLanguageModel:
         for prefix, module in self.model.named_modules():
             with align_module_device(module):  # fetches weights that are offloaded
                 for name, parameter in module.named_parameters(prefix, recurse=False):
-                    ends[name] = _ends(parameter.detach())
+                    ends[name] = _ends(whole_tensor(parameter.detach()))
         digest = hashlib.sha256()
         for name in sorted(ends):
             digest.update(name.encode())

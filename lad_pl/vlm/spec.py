@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.distributed import DistributedConfig
 
 from lad_pl.assets import asset
 from lad_pl.errors import UserError, first_line
@@ -33,6 +34,9 @@ class VLMSpec:
     """Branch, tag or commit on the hub."""
     device_map: str | dict[str, Any] | None = None
     """Placement by accelerate ("auto" spreads one model over several devices). Unset, the Trainer places the model."""
+    tensor_parallel: int = 1
+    """How many processes hold the weights of one model together, each some heads of every layer: for a model that is
+    larger than a device. All processes of the run (trainer.devices times trainer.num_nodes) then see every prompt."""
     local_files_only: bool = False
     """Never ask the hub; use what is on disk."""
     trust_remote_code: bool = False
@@ -70,6 +74,10 @@ class VLMSpec:
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise UserError(f"vlm.dtype is '{self.dtype}'; choose auto, float32, bfloat16 or float16.")
         decided = {"dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code"}
+        shared = {"distributed_config", "tp_plan", "tp_size", "device_mesh"}
+        if shared & set(self.options):
+            name = min(shared & set(self.options))
+            raise UserError(f"vlm.options names '{name}'; processes share a model's weights by vlm.tensor_parallel.")
         if decided & set(self.options):
             name = min(decided & set(self.options))
             raise UserError(f"vlm.options names '{name}', which has an option of its own: vlm.{name}.")
@@ -81,6 +89,7 @@ class VLMSpec:
             device_map=self.device_map,
             use_safetensors=True,  # never unpickle weights
             output_loading_info=True,
+            **self._shared(),
             **self.options,
         )
         if report["missing_keys"]:
@@ -92,6 +101,12 @@ class VLMSpec:
         if self.compile:
             _compile_feed_forward(model)
         return model.eval().requires_grad_(False)
+
+    def _shared(self) -> dict[str, Any]:
+        """The option that lets processes hold the weights together."""
+        if self.tensor_parallel == 1:
+            return {}
+        return {"distributed_config": DistributedConfig(tp_size=self.tensor_parallel)}
 
     def _load(self, loader: Any, what: str, **arguments: Any) -> Any:
         try:

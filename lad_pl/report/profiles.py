@@ -1,0 +1,76 @@
+"""What logits and attention do as the right image moves from position to position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lad_pl.metrics import UNREADABLE
+from lad_pl.readouts import EPS
+
+
+def mean_by_target(values: Tensor, targets: Tensor) -> Tensor:
+    """(N, N) mean over the prompts with the right image at position i of ``values`` at position j.
+
+    Args:
+        values: (P, N).
+        targets: (P,) position of the right image.
+
+    Returns:
+        Rows are the right image's positions; a row is NaN where no prompt has it there.
+    """
+    at_target = torch.nn.functional.one_hot(targets, values.shape[1]).to(values.dtype)  # (P, N)
+    return at_target.T @ values / at_target.sum(0)[:, None]
+
+
+def log_odds(log_probs: Tensor) -> Tensor:
+    """Log-probabilities (P, N) less their mean over the candidates, which a constant on all logits leaves alone."""
+    return log_probs - log_probs.mean(-1, keepdim=True)
+
+
+def attention_shares(layer_attention: Tensor, top_layers: int) -> Tensor:
+    """(P, N) share of the attention on the images that each has, in the K layers with the largest mass (eq. 8-9).
+
+    Args:
+        layer_attention: (P, L, N) attention mass, mean over heads.
+        top_layers: K.
+    """
+    chosen = layer_attention.sum(-1).topk(top_layers, 1).indices
+    masses = layer_attention.gather(1, chosen[:, :, None].expand(-1, -1, layer_attention.shape[-1])).mean(1)
+    return masses / masses.sum(-1, keepdim=True).clamp_min(EPS)
+
+
+def layer_accuracy(layer_attention: Tensor, targets: Tensor, prior: Tensor | None = None) -> Tensor:
+    """(L,) share of prompts in which a layer's attention is largest on the right image.
+
+    Args:
+        layer_attention: (P, L, N) attention mass, mean over heads.
+        targets: (P,) position of the right image.
+        prior: (L, N) attention prior (eq. 7) to divide by.
+    """
+    masses = layer_attention if prior is None else layer_attention / prior.clamp_min(EPS)
+    return (masses.argmax(-1) == targets[:, None]).double().mean(0)
+
+
+def confusion_shares(choices: Tensor, targets: Tensor, num_candidates: int) -> Tensor:
+    """(N, N) share of the prompts with the right image at position i in which position j is chosen; NaN without any.
+
+    Rows sum to 1 less the share of answers that could not be read.
+    """
+    readable = choices != UNREADABLE
+    chosen = torch.nn.functional.one_hot(choices.clamp_min(0), num_candidates).double() * readable[:, None]
+    return mean_by_target(chosen, targets)
+
+
+def found_when_wrong(right: Tensor, attention_right: Tensor) -> float:
+    """Share, among the prompts answered wrong, of those in which attention is largest on the right image.
+
+    Args:
+        right: whether each prompt is answered right.
+        attention_right: whether attention is largest on the right image, same shape.
+
+    Returns:
+        NaN where no prompt is answered wrong.
+    """
+    wrong = ~right
+    return float((attention_right & wrong).sum().double() / wrong.sum())

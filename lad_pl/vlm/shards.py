@@ -1,0 +1,82 @@
+"""One model whose weights several processes hold together: tensor parallelism, as transformers does it.
+
+Every process computes some heads of every attention layer, so it reads the attention of these alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lad_pl.errors import UserError
+from lad_pl.types import Evidence
+
+_AGREEMENT = 0.05
+"""By how much the processes' log-probabilities may differ; they come from the same sums, so hardly at all."""
+
+
+class Shards:
+    """What a model's processes hold of it; one process that holds everything is the usual case.
+
+    Args:
+        model: as ``from_pretrained`` gives it.
+
+    Raises:
+        UserError: its attention heads cannot be dealt out evenly.
+    """
+
+    def __init__(self, model: Any) -> None:
+        part = next((parameter for parameter in model.parameters() if isinstance(parameter, DTensor)), None)
+        self.group: Any = None if part is None else part.device_mesh.get_group()
+        self.size: int = 1 if part is None else part.device_mesh.size()
+        config = model.config.get_text_config()
+        self.num_heads: int = config.num_attention_heads
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            heads = getattr(config, name, None) or self.num_heads
+            if heads % self.size:
+                raise UserError(
+                    f"model.vlm.tensor_parallel is {self.size}, but the model has {name} = {heads}; take a divisor."
+                )
+
+    def whole(self, evidence: Evidence) -> Evidence:
+        """The evidence with the attention of all processes' heads, in the model's order.
+
+        Args:
+            evidence: (B, N) log-probabilities, which all processes have alike, and the attention (B, L, H / size, N) of
+                this process's heads.
+
+        Raises:
+            UserError: the processes do not agree, or the heads are not dealt out evenly.
+        """
+        if self.size == 1:
+            return evidence
+        theirs = self._gathered(evidence.log_probs)
+        if any((log_probs - theirs[0]).abs().max() > _AGREEMENT for log_probs in theirs):
+            raise UserError(
+                "The processes that share the model's weights come to different answers: transformers cannot split "
+                "this model. Leave model.vlm.tensor_parallel at 1."
+            )
+        attention = evidence.attention
+        if attention.shape[2] * self.size == self.num_heads:
+            attention = torch.cat(self._gathered(attention), 2)
+        elif attention.shape[2] != self.num_heads:
+            raise UserError(
+                f"A process reads {attention.shape[2]} of {self.num_heads} attention heads, which is not its share; "
+                "leave model.vlm.tensor_parallel at 1."
+            )
+        return Evidence(evidence.log_probs, attention)
+
+    def _gathered(self, values: Tensor) -> list[Tensor]:
+        values = values.contiguous()
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(parts, values, group=self.group)
+        return parts
+
+
+def whole_tensor(parameter: Tensor) -> Tensor:
+    """A parameter with the parts that other processes hold; all of them must ask for it."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
