@@ -22,10 +22,10 @@ from lad_pl.data import MultiImageData, PhotoData
 from lad_pl.errors import UserError
 from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.photo_options import HELP, add_photo_options, translated
+from lad_pl.processes import FAILED, LOST, USER_ERROR, is_first, is_lost_contact, reported_by_another
 from lad_pl.report import metrics_table, rank_photos, ranking_table, recall_table, write_contact_sheet
 from lad_pl.run import RunFolder
 
-USER_ERROR = 2
 PHOTO_OPTIONS = tuple(name.removeprefix("--") for name in HELP)
 _NO_LIMITS = "leave the trainer's limit_..._batches, max_epochs and fast_dev_run as they are"
 _AROUND = tuple(SUMMARIES.items())
@@ -187,8 +187,13 @@ class CLI(LightningCLI):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 after a mistake in what was typed or supplied."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0, 2 after a mistake in what was typed or supplied, or 1 if another process of the run has ended.
+    """
     _prepare()
+    code = USER_ERROR
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if typed and typed[0] in SUMMARIES:
@@ -215,10 +220,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = f"{_innermost(str(error))}. `python -m lad_pl {_helped(typed)} --help` lists the options."
     except OSError as error:
         message = f"{error.filename or 'A file'}: {error.strerror or error}"
+    except RuntimeError as error:
+        if not is_lost_contact(error):
+            raise
+        message, code = LOST, FAILED
     else:
         return 0
-    print(f"lad_pl: {message}", file=sys.stderr)
-    return USER_ERROR
+    if (is_first() and code == USER_ERROR) or not reported_by_another():
+        print(f"lad_pl: {message}", file=sys.stderr)
+    return code
 
 
 def _parser_settings(arguments: Sequence[str]) -> dict[str, Any]:
@@ -240,7 +250,8 @@ def _parser_settings(arguments: Sequence[str]) -> dict[str, Any]:
 def _prepare() -> None:
     """Attribute docstrings become ``--help``; expected warnings of the libraries go."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
 

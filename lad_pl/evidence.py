@@ -1,16 +1,19 @@
 """The evidence store: what the model's forward passes told, written as it comes, so that nothing is computed twice.
 
-While a stage runs, every process appends its prompts to an Arrow stream of its own in ``<name>.parquet.parts/``: what
-is on disk survives a kill, and a torn last record is recognised and left out. When all prompts are there, the parts
-become one Parquet file in the samples' order, at once. :mod:`lad_pl.evidence_table` has its columns; the schema's
+While a stage runs, every process appends its prompts to an Arrow stream of its own in ``<name>.parquet.parts-.../``:
+what is on disk survives a kill, and a torn last record is recognised and left out. When all prompts are there, the
+parts become one Parquet file in the samples' order, at once. :mod:`lad_pl.evidence_table` has its columns; the schema's
 metadata says what the evidence is of.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ import pyarrow.parquet as pq
 from lad_pl.errors import UserError
 from lad_pl.evidence_table import FORMAT, HEADER, HEADS, Prompts, from_table, joined, to_record_batch
 from lad_pl.files import whole_file
-from lad_pl.provenance import first_difference
+from lad_pl.provenance import first_difference, short_digest
 
 _ROWS_PER_GROUP = 4096
 
@@ -37,11 +40,11 @@ class EvidenceStore:
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.path = Path(path)
-        self.folder = self.path.with_name(self.path.name + ".parts")
         self.settings = json.loads(json.dumps(settings))  # as it is read back: tuples become lists
+        self.folder = self.path.with_name(f"{self.path.name}.parts-{short_digest(self.settings, 8)}")
+        """Where the parts lie; each configuration has its own, so they cannot mix."""
         self._overwrite = overwrite
-        self._is_foreign = False
-        self._file: pa.NativeFile | None = None
+        self._file: FileIO | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
 
     # ------------------------------------------------------------------------------------------------- what is there
@@ -52,28 +55,17 @@ class EvidenceStore:
         Raises:
             UserError: there is some, or something unreadable, and it must not be overwritten.
         """
-        try:
-            difference = self._difference()
-        except (UserError, pa.ArrowException, OSError) as error:
-            difference = f"cannot be read: {_first(error)}"
-        if difference and not self._overwrite:
+        difference = None if self._overwrite else self._difference()
+        if difference:
             raise UserError(
                 f"{self.path} holds evidence of another configuration ({difference}). Choose another folder with "
-                "--trainer.default_root_dir, or replace it with --model.overwrite true."
+                "--trainer.default_root_dir (naming this one's calibration with --ckpt_path), or replace it with "
+                "--model.overwrite true."
             )
-        self._is_foreign = difference is not None
-
-    def clear_foreign(self) -> None:
-        """Remove the evidence of other settings that :meth:`check` has found; for one process."""
-        if self._is_foreign:
-            self.path.unlink(missing_ok=True)
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def done(self, num_permutations: int) -> set[int]:
-        """Numbers of the samples all of whose T permutations are stored; none that are of other settings."""
-        if self._is_foreign:
-            return set()
-        if self.path.exists():
+        """Numbers of the samples all of whose T permutations are stored under these settings."""
+        if self._is_finished():
             return set(pq.read_table(self.path, columns=["group"])["group"].to_pylist())
         counts: dict[int, set[int]] = {}
         for batch in self._stored():
@@ -81,10 +73,21 @@ class EvidenceStore:
                 counts.setdefault(group, set()).add(place)
         return {group for group, places in counts.items() if len(places) == num_permutations}
 
+    def _is_finished(self) -> bool:
+        """Whether the Parquet file is there, and of these settings."""
+        try:
+            return self.path.exists() and not first_difference(read_settings(self.path), self.settings)
+        except UserError:  # whatever it is, check() has said that it may be replaced
+            return False
+
     def _difference(self) -> str | None:
-        """In what the stored settings differ from ours, if there are any."""
-        there = [_settings(pq.read_schema(self.path), self.path)] if self.path.exists() else []
-        there += [_settings(schema, part) for part in self._parts() if (schema := _stream_schema(part))]
+        """In what stored settings differ from ours, or why they cannot be read; None where there are none."""
+        try:
+            there = [read_settings(self.path)] if self.path.exists() else []
+            parts = self.path.parent.glob(f"{self.path.name}.parts-*/*.arrows")
+            there += [_settings(schema, part) for part in sorted(parts) if (schema := _stream_schema(part))]
+        except UserError as error:
+            return str(error).rstrip(".")
         return next((found for stored in there if (found := first_difference(stored, self.settings))), None)
 
     def _parts(self) -> list[Path]:
@@ -103,13 +106,10 @@ class EvidenceStore:
         table = to_record_batch(prompts, self.settings)
         if self._writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = pa.OSFile(str(self._new_part(rank)), "wb")
+            name = f"rank{rank}-{time.time_ns()}-{os.getpid()}.arrows"  # no other process writes to the same file
+            self._file = (self.folder / name).open("xb", buffering=0)
             self._writer = pa.ipc.new_stream(self._file, table.schema)
         self._writer.write_batch(table)
-
-    def _new_part(self, rank: int) -> Path:
-        attempt = sum(1 for part in self._parts() if part.name.startswith(f"rank{rank}-"))
-        return self.folder / f"rank{rank}-{attempt:04d}.arrows"
 
     def close(self) -> None:
         """Close this process's part."""
@@ -121,10 +121,12 @@ class EvidenceStore:
     def finish(self, num_samples: int, num_permutations: int) -> None:
         """Make one file of the parts, in the samples' order; for one process, when all have closed theirs.
 
+        What was there of other settings is replaced now, and not before.
+
         Raises:
             UserError: prompts are missing. What there is stays.
         """
-        if not self.path.exists():
+        if not self._is_finished():
             batches = list(self._stored())
             keys = sorted(
                 {
@@ -143,7 +145,8 @@ class EvidenceStore:
                     "max_epochs or fast_dev_run; several machines need the run folder on a disk that they share."
                 )
             self._write_whole(batches, [place for _, place in keys])
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self.path.parent.glob(f"{self.path.name}.parts-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _write_whole(self, batches: Sequence[pa.RecordBatch], places: Sequence[tuple[int, int]]) -> None:
         starts = np.cumsum([0, *(len(batch) for batch in batches)])
@@ -241,7 +244,7 @@ def _stream_schema(part: Path) -> pa.Schema | None:
 def _whole_batches(part: Path) -> Iterator[pa.RecordBatch]:
     """The records of a part up to where it was torn."""
     try:
-        with pa.OSFile(str(part), "rb") as file, pa.ipc.open_stream(file) as reader:
+        with pa.memory_map(str(part)) as file, pa.ipc.open_stream(file) as reader:
             while True:
                 batch = reader.read_next_batch()
                 batch.validate(full=True)

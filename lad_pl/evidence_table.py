@@ -149,7 +149,7 @@ def to_record_batch(prompts: Prompts, settings: Mapping[str, Any]) -> pa.RecordB
         "target": pa.array(prompts.targets.numpy(), pa.int16(), mask=(prompts.targets < 0).numpy()),
         **_evidence_columns(prompts.evidence, ""),
         **({} if prompts.free is None else _evidence_columns(prompts.free, _FREE)),
-        **({} if prompts.texts is None else {"texts": pa.array(prompts.texts, pa.list_(pa.string()))}),
+        **({} if prompts.texts is None else {"texts": pa.array(prompts.texts, pa.list_(pa.large_string()))}),
         "seconds": pa.array(prompts.seconds.numpy(), pa.float32()),
         "forwards": pa.array(prompts.forwards.numpy(), pa.int32()),
     }

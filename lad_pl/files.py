@@ -18,6 +18,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # before the name says that it is there
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -3,88 +3,106 @@
 from __future__ import annotations
 
 import gc
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lad_pl.errors import UserError
 from lad_pl.passes.base import Measured, plain_batch
 from lad_pl.types import Batch, Evidence
+
+_REMEDY = (
+    "show fewer or smaller images (model.prompt.image_size), load the weights in half precision (model.vlm.dtype) or "
+    "spread the model (model.vlm.device_map auto)."
+)
 
 
 class Fitting:
     """Cuts a batch in halves when memory runs out, says so, and remembers what fits.
 
     Args:
-        tokens: the most tokens, padding included, that are tried at a time; None for no limit of our own.
+        tokens: the most tokens, padding included, that are tried at a time; None for no limit as long as all fit.
     """
 
     def __init__(self, tokens: int | None = None) -> None:
         self.tokens = tokens
-        self.prompts: int | None = None
-        """The most prompts that have been found to fit; None while all did."""
 
-    def __call__(self, measure: Callable[[Any], Measured], batch: Any) -> Measured:
+    def __call__(self, see: Callable[[Any], Any], measure: Callable[[Any], Measured], batch: Any) -> Measured:
         """Measure the prompts of a batch, in parts if they do not fit.
 
         Args:
-            measure: what is to be done with a batch or a part of it.
-            batch: a Batch whose images the vision tower has seen, or several that go side by side.
+            see: lets the vision tower see the images of a batch; the prompts of a sample share them.
+            measure: what is then to be done with the batch or a part of it.
+            batch: a Batch, or several that go side by side.
 
         Raises:
-            UserError: a single prompt does not fit.
+            UserError: one sample's images, or a single prompt, do not fit.
         """
-        length = len(plain_batch(batch))
+        seen = none_if_out_of_memory(see, batch)
+        if seen is not None:
+            return self._measured(measure, seen)
+        samples = len(plain_batch(batch).vision)
+        if samples == 1:
+            raise UserError(f"Not even one sample's images fit into memory; {_REMEDY}")
+        _clear(f"Out of memory with the images of {samples} samples at a time; going on with half of them.")
+        middle = (samples + 1) // 2
+        halves = (_each(batch, Batch.samples, *ends) for ends in ((0, middle), (middle, samples)))
+        return _joined([self(see, measure, half) for half in halves])
+
+    def _measured(self, measure: Callable[[Any], Measured], batch: Any) -> Measured:
+        length, width = plain_batch(batch).tokens["input_ids"].shape
         parts: list[Measured] = []
         start = 0
         while start < length:
-            stop = min(length, start + self._at_a_time(batch))
-            part = measured_or_none(measure, _part(batch, start, stop, length))
+            stop = start + self._at_a_time(length - start, width)
+            part = none_if_out_of_memory(
+                measure, _each(batch, Batch.part, start, stop) if stop - start < length else batch
+            )
             if part is None:
-                self._halve(stop - start)
+                self._halve(stop - start, width)
             else:
                 parts.append(part)
                 start = stop
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _at_a_time(self, batch: Any) -> int:
-        plain = plain_batch(batch)
-        known = [len(plain)] if self.prompts is None else [self.prompts]
-        if self.tokens is not None:
-            known.append(max(1, self.tokens // plain.tokens["input_ids"].shape[1]))
-        return min(known)
+    def _at_a_time(self, waiting: int, width: int) -> int:
+        """How many of the waiting prompts go next: equal shares within the limit."""
+        most = waiting if self.tokens is None else max(1, self.tokens // width)
+        return math.ceil(waiting / math.ceil(waiting / most))
 
-    def _halve(self, tried: int) -> None:
+    def _halve(self, tried: int, width: int) -> None:
         if tried == 1:
-            raise UserError(
-                "Not even one prompt fits into memory; show fewer or smaller images (model.prompt.image_size), load "
-                "the weights in half precision (model.vlm.dtype) or spread the model (model.vlm.device_map auto)."
-            )
-        self.prompts = (tried + 1) // 2
-        rank_zero_warn(f"Out of memory with {tried} prompts at a time; going on with {self.prompts}.")
-        gc.collect()
-        clear_device_cache()
+            raise UserError(f"Not even one prompt fits into memory; {_REMEDY}")
+        half = (tried + 1) // 2
+        self.tokens = half * width
+        _clear(f"Out of memory with {tried} prompts at a time; going on with {half} of this length.")
 
 
-def measured_or_none(measure: Callable[[Any], Measured], batch: Any) -> Measured | None:
-    """What ``measure`` makes of a batch, or None if memory ran out."""
+def none_if_out_of_memory(work: Callable[[Any], Any], batch: Any) -> Any:
+    """What ``work`` makes of a batch, or None if memory ran out."""
     try:
-        return measure(batch)
+        return work(batch)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error):
             return None
         raise
 
 
-def _part(batch: Any, start: int, stop: int, length: int) -> Any:
-    if (start, stop) == (0, length):
-        return batch
+def _clear(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+    gc.collect()
+    clear_device_cache()
+
+
+def _each(batch: Any, method: Callable[[Batch, int, int], Batch], start: int, stop: int) -> Any:
+    """A part of a batch, or of each of several that go side by side."""
     if isinstance(batch, Batch):
-        return batch.part(start, stop)
-    return tuple(member.part(start, stop) for member in batch)
+        return method(batch, start, stop)
+    return tuple(method(member, start, stop) for member in batch)
 
 
 def _joined(parts: list[Measured]) -> Measured:
@@ -92,6 +110,7 @@ def _joined(parts: list[Measured]) -> Measured:
     texts = [text for part in parts for text in part.texts or ()]
     return Measured(
         Evidence.cat([part.evidence for part in parts]),
+        max(part.forwards for part in parts),
         Evidence.cat(free) if free else None,
         tuple(texts) if texts else None,
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
+import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -19,25 +18,24 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from lad_pl.answers import AnswerTrie
 from lad_pl.calibrate import calibrate
 from lad_pl.checkpoint import load_calibration, pack, unpack
 from lad_pl.data.annotations import digest, sample_key
 from lad_pl.data.module import MultiImageData
 from lad_pl.errors import UserError
 from lad_pl.evidence import EvidenceStore, read_prompts
-from lad_pl.evidence_table import of_batch
-from lad_pl.fitting import Fitting, measured_or_none
-from lad_pl.passes import METHODS, PASSES, PLAIN, MethodSettings, Pass, check_methods, counted, plain_batch
-from lad_pl.passes.base import Measured
-from lad_pl.permute import random_permutations
+from lad_pl.fitting import Fitting
+from lad_pl.pass_run import PassRun
+from lad_pl.passes import METHODS, PASSES, PLAIN, MethodSettings, Pass, check_methods
+from lad_pl.permute import cyclic_shifts, random_permutations
+from lad_pl.processes import Processes
 from lad_pl.prompts import PromptSpec
 from lad_pl.provenance import first_difference, library_versions
 from lad_pl.readouts import ReadoutSettings, check_names
 from lad_pl.replay import Results, replay
 from lad_pl.run import Record, RunFolder, WriteRun
-from lad_pl.types import Batch, Calibration, Evidence
-from lad_pl.vlm import PromptEncoder, VisionLanguageModel, VLMSpec
+from lad_pl.types import Calibration
+from lad_pl.vlm import VisionLanguageModel, VLMSpec
 from lad_pl.vlm.layers import LayerChoice
 
 T = TypeVar("T")
@@ -107,21 +105,19 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.layers: tuple[int, ...] = ()
         self.weights = ""
         self.inputs = ""
-        self.passes: tuple[Pass, ...] = ()
+        self.passes: list[PassRun] = []
         """The ways in which the stage in progress asks the model; the plain one first."""
-        self.encoders: dict[str, PromptEncoder] = {}
-        """The input side of each pass."""
         self.calibration: Calibration | None = None
         self.provenance: dict[str, Any] = {}
         self.report: dict[str, Any] | None = None
         """The content of metrics.json after ``test`` or ``validate``."""
         self.costs: dict[str, Any] | None = None
         """The content of costs.json after ``test`` or ``validate``."""
-        self._tries: dict[str, AnswerTrie] = {}
-        self._stores: dict[str, EvidenceStore] = {}
         self._results: Results | None = None
-        self._fitting = Fitting()
+        self._calibration_path = Path()
         self._from_folder = False
+        self.processes: Processes | None = None
+        """The processes of the run, where there are several."""
         # DDP refuses a module without a trainable parameter; nothing ever trains this one.
         self._anchor = nn.Parameter(torch.zeros(()))
 
@@ -133,13 +129,14 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             raise UserError(f"trainer.precision is {self.trainer.precision}; set model.vlm.dtype instead.")
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
+        if self.trainer.world_size > 1:
+            self.processes = Processes(self.trainer, self.run_folder.path)
         self._check_processes()
         if self.vlm is None:
             vlm = VisionLanguageModel.load(self.vlm_spec)
-            self.encoders = {PLAIN: vlm.encoder(self.prompt)}
             self.layers = vlm.layers.choose(self.layer_choice)
             self.weights = vlm.fingerprint()
-            self.inputs = self.encoders[PLAIN].fingerprint()
+            self.inputs = vlm.encoder(self.prompt).fingerprint()
             self.vlm = vlm
         if self.readout.top_layers > len(self.layers):
             raise UserError(
@@ -147,13 +144,9 @@ class AttentionGuidedDebiasing(pl.LightningModule):
                 f"{len(self.layers)}."
             )
         own = dict.fromkeys(METHODS[name] for name in self.methods) if stage in ("test", "validate") else {}
-        self.passes = tuple(PASSES[name](self.method) for name in (PLAIN, *own))
+        self.passes = [self._pass_run(stage, PASSES[name](self.method)) for name in (PLAIN, *own)]
         for a_pass in self.passes:
-            encoder = self.encoders.setdefault(a_pass.name, self._model.encoder(a_pass.prompt(self.prompt)))
-            self._tries[a_pass.name] = encoder.answer_trie(self.data.num_candidates)
-        self._stores = {a_pass.name: self._store(stage, a_pass) for a_pass in self.passes}
-        for store in self._stores.values():
-            store.check()
+            a_pass.store.check()
 
     @property
     def data(self) -> MultiImageData:
@@ -205,7 +198,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             "compile": self.vlm_spec.compile,
             "options": self.vlm_spec.options,
             "samples": digest(self.data.samples),
-            "images": str(self.data.images),
+            "images": self.data.image_digest(),
         }
         if self.trainer.state.fn == "fit":
             return settings
@@ -219,7 +212,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             **self.evidence_settings(),
             "readout": asdict(self.readout),
             "readouts": [*self.readouts],
-            "methods": {name: {"prompt": prompt, **made} for name, prompt, made in self._methods_made()},
+            "methods": {name: made for a_pass in self.passes[1:] for name, made in self._methods_made(a_pass)},
             "rank_by": self.rank_by,
             "calibration_samples": self.provenance.get("calibration_samples"),
         }
@@ -238,9 +231,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Calibrate, and write the calibration with its provenance."""
-        passes = self._finished_on_rank_zero(lambda: read_prompts(self._stores[PLAIN].path))
-        self.calibration = calibrate(passes.evidence, passes.targets, passes.permutations, passes.groups)
-        self._from_folder = False
+        self.calibration = self._finished_on_rank_zero(self._calibrated)
+        self._from_folder, self._calibration_path = False, self.run_folder.calibration
         self.provenance = {
             "model": self.vlm_spec.path,
             "revision": self._model.revision or self.vlm_spec.revision,
@@ -264,7 +256,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adopt the calibration of ``--ckpt_path``."""
         self.calibration, self.provenance = unpack(checkpoint, "The checkpoint")
-        self._from_folder = False
+        self._from_folder, self._calibration_path = False, Path(str(self.trainer.ckpt_path))
 
     # ------------------------------------------------------------------------------------- test, validate, predict
 
@@ -275,19 +267,13 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         """
         self.report = self.costs = self._results = None
         if self.calibration is None or self._from_folder:
-            self.calibration, self.provenance = load_calibration(self.run_folder.calibration)
+            self._calibration_path = self.run_folder.calibration
+            self.calibration, self.provenance = load_calibration(self._calibration_path)
             self._from_folder = True
         self._check_calibration()
         self._start()
 
     on_validation_start = on_predict_start = on_test_start
-
-    def passes_to_make(self) -> Iterator[tuple[Pass, PromptEncoder, set[int]]]:
-        """The passes of this stage, each with its input side and the samples whose evidence is stored already."""
-        for a_pass in self.passes:
-            done = self._stores[a_pass.name].done(self._num_orders(a_pass))
-            # Every process deals out the same list, even where a shared disk shows them different states of it.
-            yield a_pass, self.encoders[a_pass.name], self.trainer.strategy.broadcast(done)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Store the evidence of one batch of one pass."""
@@ -320,93 +306,76 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         assert self.vlm is not None, "setup loads the model"
         return self.vlm
 
-    def _store(self, stage: str, a_pass: Pass) -> EvidenceStore:
-        settings = {**self.evidence_settings(), "pass": a_pass.name, **a_pass.choices_made()}
-        settings["prompt"] = a_pass.prompt(self.prompt).settings()
-        name = "" if a_pass.name == PLAIN else a_pass.name
-        return EvidenceStore(self.run_folder.evidence(stage, name), settings, self.overwrite)
+    def _pass_run(self, stage: str, way: Pass) -> PassRun:
+        """A pass with its input side and its store."""
+        n, auto = self.data.num_candidates, self.data.batch_size == "auto"
+        encoder = self._model.encoder(way.prompt(self.prompt))
+        shown = cyclic_shifts(n) if stage == "fit" else random_permutations(n, self.data.num_permutations)
+        settings = {**self.evidence_settings(), "pass": way.name, **way.choices_made()}
+        settings["prompt"] = encoder.prompt.settings()
+        path = self.run_folder.evidence(stage, "" if way.name == PLAIN else way.name)
+        return PassRun(
+            way,
+            self._model,
+            encoder,
+            encoder.answer_trie(n),
+            self.layers,
+            EvidenceStore(path, settings, self.overwrite),
+            Fitting(self.data.batch_tokens if auto else None),
+            num_orders=len(way.orders(shown)),
+        )
 
-    def _methods_made(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-        for name in self.methods:
-            a_pass = PASSES[METHODS[name]](self.method)
-            yield name, a_pass.prompt(self.prompt).settings(), a_pass.choices_made()
+    def _methods_made(self, a_pass: PassRun) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The settings of the methods that rest on a pass."""
+        for name in a_pass.way.methods:
+            if name in self.methods:
+                yield name, {"prompt": a_pass.encoder.prompt.settings(), **a_pass.way.choices_made()}
 
     def _start(self) -> None:
         """What every stage begins with, once it is known to be allowed."""
         self._check_run_folder()
-        if self.trainer.is_global_zero:
-            for store in self._stores.values():
-                store.clear_foreign()
+        if self.processes is not None:
+            self.processes.listen()
         self.trainer.strategy.barrier()
-        self._fitting = Fitting(self.data.batch_tokens if self.data.batch_size == "auto" else None)
         self._model.to(self.device)
 
-    def _num_orders(self, a_pass: Pass) -> int:
-        n = self.data.num_candidates
-        if self.trainer.state.fn == "fit":
-            return n
-        return len(a_pass.orders(random_permutations(n, self.data.num_permutations)))
-
-    def _measure(self, a_pass: Pass, batch: Any) -> None:
-        """Store what the model tells about one batch, as the pass's encoder made it."""
-        if not batch:
-            return  # this process has nothing to do while others have
-        start = time.perf_counter()
-        with counted(self._model) as forwards:
-            measured = self._fitting(partial(self._told, a_pass), self._seen(batch))
-        prompts = plain_batch(batch)
-        _check_finite(measured.evidence, prompts)  # waits for the device, and so belongs to the time
-        seconds = time.perf_counter() - start
-        stored = of_batch(prompts, seconds=seconds, forwards=forwards.per_prompt(len(prompts)), **vars(measured))
-        if self.trainer.is_global_zero or self._model.shards.size == 1:
-            self._stores[a_pass.name].append(stored, self.trainer.global_rank)
-        if self.trainer.received_sigterm:  # Lightning itself looks only while it trains
+    def _measure(self, a_pass: PassRun, batch: Any) -> None:
+        if batch:  # otherwise this process has nothing to do while others have
+            a_pass.measure(batch, self.trainer.global_rank)
+        leaving = self.processes is not None and self.processes.leaving
+        if leaving or self.trainer.received_sigterm:  # Lightning itself looks only while it trains
             raise SIGTERMException(SIGTERM_EXIT)
-
-    def _seen(self, batch: Any) -> Any:
-        """The batch with its images' features: parts of it share them."""
-        if not isinstance(batch, tuple):
-            return self._model.with_features(batch)
-        seen = self._model.with_features(batch[0])
-        return seen, *(replace(other, vision=seen.vision, features=seen.features) for other in batch[1:])
-
-    def _told(self, a_pass: Pass, batch: Any) -> Measured:
-        def measure(batch: Any) -> Measured:
-            return a_pass.measure(self._model, batch, self._tries[a_pass.name], self.layers)
-
-        if self._model.shards.size == 1:
-            return measure(batch)
-        measured = measured_or_none(measure, batch)
-        if measured is None:  # a process that went on with half a batch would meet the others at another place
-            raise UserError("Out of memory; make batches smaller (data.batch_size, data.batch_tokens).")
-        return measured
 
     def _finished_on_rank_zero(self, work: Callable[[], T]) -> T:
         """What ``work`` makes of the finished stores on the first process, for all of them; so with its UserError."""
-        for store in self._stores.values():
-            store.close()
+        for a_pass in self.passes:
+            a_pass.store.close()
         self.trainer.strategy.barrier()
         outcome: tuple[T | None, str] = (None, "")
         if self.trainer.is_global_zero:
             try:
                 for a_pass in self.passes:
-                    self._stores[a_pass.name].finish(len(self.data.samples), self._num_orders(a_pass))
+                    a_pass.store.finish(len(self.data.samples), a_pass.num_orders)
                 outcome = (work(), "")
-            except UserError as error:
+            except (UserError, OSError, pa.ArrowException) as error:  # the other processes wait for an answer
                 outcome = (None, str(error))
         result, message = self.trainer.strategy.broadcast(outcome)
         if message:
             raise UserError(message)
         return cast(T, result)
 
+    def _calibrated(self) -> Calibration:
+        passes = read_prompts(self.passes[0].store.path)
+        return calibrate(passes.evidence, passes.targets, passes.permutations, passes.groups)
+
     def _report(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The contents of metrics.json and costs.json."""
         assert self.calibration is not None
         names = tuple(dict.fromkeys((*self.readouts, self.rank_by)))
-        results = replay(self._stores[PLAIN].path, self.calibration, self.readout, names)
+        results = replay(self.passes[0].store.path, self.calibration, self.readout, names)
         for a_pass in self.passes[1:]:
-            prompts = read_prompts(self._stores[a_pass.name].path)
-            results.add(a_pass, prompts, self.encoders[a_pass.name].prompt, self.readout)
+            prompts = read_prompts(a_pass.store.path, heads=False)
+            results.add(a_pass.way, prompts, a_pass.encoder.prompt, self.readout)
         results.keep((*names, *self.methods))
         self._results = results
         if self.trainer.state.fn == "predict":
@@ -420,15 +389,16 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             "num_calibration_samples": self.calibration.num_samples,
             "layers": list(self.layers),
             "model": self.vlm_spec.path,
-            "calibration": self._calibration_path(),
+            "images": str(self.data.images),
+            "calibration": self._relative(self._calibration_path),
             "settings": self.settings(),
         }
         return report, {"methods": {name: results.costs[name] for name in named}}
 
-    def _calibration_path(self) -> str:
-        """Where the calibration lies: relative to the run folder, if that is where it is."""
-        named = self.trainer.ckpt_path
-        return str(Path(named).resolve()) if named else self.run_folder.calibration.name
+    def _relative(self, path: Path) -> str:
+        """A path, by its name alone if it is in the run folder: that may be moved."""
+        path = path.resolve()
+        return path.name if path.parent == self.run_folder.path.resolve() else str(path)
 
     def _check_processes(self) -> None:
         """Refuse what would hold the model more often, or in other parts, than the user means."""
@@ -477,15 +447,6 @@ class AttentionGuidedDebiasing(pl.LightningModule):
                 "calibration was made on others; name their file with --data.calibration_annotations, or hold none "
                 "back with --data.num_calibration 0."
             )
-
-
-def _check_finite(evidence: Evidence, batch: Batch) -> None:
-    finite = evidence.log_probs.isfinite().all(1) & evidence.attention.isfinite().flatten(1).all(1)
-    if not finite.all():
-        culprit = batch.ids[int((~finite).nonzero()[0])]
-        raise UserError(
-            f"Sample {culprit}: the model's output is not finite; try --model.vlm.dtype float32 or bfloat16."
-        )
 
 
 def _scalar(value: Any) -> bool:

@@ -144,7 +144,10 @@ class WriteRun(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say what is left of a run that was stopped from outside."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
-            folder = cast(Any, pl_module).run_folder.path
+            module = cast(Any, pl_module)
+            if module.processes is not None:
+                module.processes.leaving = True  # the others' ends are no failures
+            folder = module.run_folder.path
             print(
                 f"lad_pl: Stopped; what was computed is kept in {folder}. Run the same command again to go on.",
                 file=sys.stderr,

@@ -62,9 +62,15 @@ class StoredRun:
         """The calibration that the results were made with.
 
         Raises:
-            UserError: there is none, or it cannot be read.
+            UserError: there is none, it cannot be read, or it has been made anew on other samples.
         """
-        return load_calibration(self._calibration_path)[0]
+        calibration, provenance = load_calibration(self._calibration_path)
+        if provenance["calibration_samples"] != self.report["settings"]["calibration_samples"]:
+            raise UserError(
+                f"{self._calibration_path} has been made on other samples since {self.stage} used it; run {self.stage} "
+                "with that run folder again."
+            )
+        return calibration
 
     @property
     def _calibration_path(self) -> Path:

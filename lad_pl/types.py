@@ -92,6 +92,17 @@ class Batch:
             ids=self.ids[rows],
         )
 
+    def samples(self, start: int, stop: int) -> Batch:
+        """The prompts of the samples from ``start`` up to ``stop``, with their images."""
+        prompts, images = (len(count) // len(self.vision) for count in (self.targets, self.visual_tokens))
+        part = self.part(start * prompts, stop * prompts)
+        return replace(
+            part,
+            image_rows=part.image_rows - start * images,
+            vision=self.vision[start:stop],
+            visual_tokens=self.visual_tokens[start * images : stop * images],
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
 

@@ -138,15 +138,37 @@ def test_evidence_of_another_configuration(tmp_path: Path) -> None:
     store = EvidenceStore(path, other, overwrite=True)
     store.check()
     assert store.done(T) == set()
-    assert path.exists()  # until the run is known to begin
-    store.clear_foreign()
-    assert not path.exists()
-    kept = stored(path, [0])
-    kept.finish(1, T)
-    same = EvidenceStore(path, SETTINGS, overwrite=True)
-    same.check()
-    same.clear_foreign()
+    store.append(sample(0))
+    store.close()
+    assert read_settings(path)["weights"] == "abc"  # there until what replaces it is whole
+    store.finish(1, T)
+    assert read_settings(path)["weights"] == "xyz"
+    same = EvidenceStore(path, other, overwrite=True)
     assert same.done(T) == {0}  # overwriting is for what differs
+
+
+def test_unfinished_evidence_of_another_configuration_never_mixes_in(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.parquet"
+    stored(path, [0, 1])
+    other = EvidenceStore(path, {**SETTINGS, "weights": "xyz"}, overwrite=True)
+    assert other.done(T) == set()
+    with pytest.raises(UserError, match="3 of 3 prompts have no evidence"):
+        other.finish(1, T)
+    assert EvidenceStore(path, SETTINGS).done(T) == {0, 1}
+
+
+def test_two_processes_of_one_rank_lose_nothing(tmp_path: Path) -> None:
+    """A command that was typed twice."""
+    stores = [EvidenceStore(tmp_path / "evidence.parquet", SETTINGS) for _ in range(2)]
+    for group in range(3):
+        for store in stores:
+            store.append(sample(group))
+    for store in stores:
+        store.close()
+    assert EvidenceStore(tmp_path / "evidence.parquet", SETTINGS).done(T) == {0, 1, 2}
+    stores[0].finish(3, T)
+    stores[1].finish(3, T)
+    assert len(read_prompts(tmp_path / "evidence.parquet")) == 3 * T
 
 
 def test_damaged_and_foreign_files(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _make_hostile(run: Path) -> None:
     _rewrite(run, edit)
     path = run / "metrics.json"
     metrics = json.loads(path.read_text())
-    metrics["settings"]["images"] = str(images)
+    metrics["images"] = str(images)
     chosen = [record["choices"][METHOD] for record in _records(run)]
     choices = torch.tensor([-1 if choice is None else choice for choice in chosen])
     metrics["readouts"] |= metrics_of({METHOD: choices}, read_prompts(run / "evidence.parquet"))

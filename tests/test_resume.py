@@ -68,7 +68,7 @@ def test_interrupted_test(base, uninterrupted, tmp_path, monkeypatch, batches: i
         with pytest.raises(RuntimeError, match="went down"):
             main(["test", *options])
     assert not (tmp_path / "run" / "metrics.json").exists()
-    parts = sorted((tmp_path / "run").glob("*.parts/*"))
+    parts = sorted((tmp_path / "run").glob("*.parts-*/*"))
     assert len(parts) == (1 if batches <= 3 else 2)
     if torn:
         os.truncate(parts[0], parts[0].stat().st_size - torn)
@@ -78,7 +78,7 @@ def test_interrupted_test(base, uninterrupted, tmp_path, monkeypatch, batches: i
     assert len(sizes) == 6 - batches + (torn > 0)
     for name in RESULTS:
         assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes(), name
-    assert not list((tmp_path / "run").glob("*.parts"))
+    assert not list((tmp_path / "run").glob("*.parts-*"))
 
 
 def test_interrupted_fit(base, uninterrupted, tmp_path, monkeypatch) -> None:
@@ -144,4 +144,4 @@ def test_a_process_that_is_stopped_again_and_again(tmp_path: Path) -> None:
 
 
 def stored_bytes(folder: Path) -> int:
-    return sum(part.stat().st_size for part in folder.glob("evidence.parquet.parts/*"))
+    return sum(part.stat().st_size for part in folder.glob("evidence.parquet.parts-*/*"))

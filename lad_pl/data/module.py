@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 
 from lad_pl.data.annotations import read_annotations
 from lad_pl.data.dataset import LoadImage, SampleBatches, Shard
-from lad_pl.data.images import load_photo, size_of
+from lad_pl.data.images import file_digest, load_photo, size_of
 from lad_pl.data.planning import plan_batches
 from lad_pl.errors import UserError
 from lad_pl.permute import Permutation, cyclic_shifts, random_permutations
+from lad_pl.provenance import short_digest
 from lad_pl.types import PermutedSample, Sample
 from lad_pl.vlm.encoder import PromptEncoder
 from lad_pl.vlm.lengths import PromptLengths
@@ -95,6 +96,8 @@ class MultiImageData(pl.LightningDataModule):
         self._check_numbers()
         splits = {"fit": self.calibration_samples, "validate": self.validation_samples, "predict": self.all_samples}
         self.samples = splits.get(stage, self.test_samples)()
+        if not self.samples:
+            raise UserError("data.num_calibration is 0, and fit needs at least one sample to calibrate on.")
         unknown = [sample.id for sample in self.samples if sample.target is None]
         if unknown and stage != "predict":
             raise UserError(f"Sample {unknown[0]} has no index, and {stage} needs the right answer; use predict.")
@@ -174,6 +177,11 @@ class MultiImageData(pl.LightningDataModule):
                         "the image folder with data.images."
                     )
 
+    def image_digest(self) -> str:
+        """A short digest of the images of this stage: their names, sizes, and the ends of their files."""
+        names = sorted({name for sample in self.samples for name in sample.images})
+        return short_digest([[name, file_digest(self.images / name)] for name in names])
+
     # -------------------------------------------------------------------------------------------- the dataloaders
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -198,13 +206,15 @@ class MultiImageData(pl.LightningDataModule):
         if module is None:
             planned = plan_batches([0] * len(self.samples), len(permutations), self.batch_samples, self.batch_tokens)
             return [self._loader(permutations, planned, list, None)]
-        side = module.prompt.image_size
         loaders = []
-        for a_pass, encoder, done in module.passes_to_make():
-            orders = a_pass.orders(permutations)
-            planned = plan_batches(self._lengths(encoder), len(orders), self.batch_samples, self.batch_tokens)
+        for a_pass in module.passes:
+            orders = a_pass.way.orders(permutations)
+            # Every process deals out the same list, even where a shared disk shows them different states of the store.
+            done = module.trainer.strategy.broadcast(a_pass.done)
+            planned = plan_batches(self._lengths(a_pass.encoder), len(orders), self.batch_samples, self.batch_tokens)
             waiting = [[sample for sample in batch if sample not in done] for batch in planned]
-            loaders.append(self._loader(orders, list(filter(None, waiting)), a_pass.encode(encoder), side))
+            encode = a_pass.way.encode(a_pass.encoder)
+            loaders.append(self._loader(orders, list(filter(None, waiting)), encode, module.prompt.image_size))
         return loaders
 
     def _lengths(self, encoder: PromptEncoder) -> list[int]:

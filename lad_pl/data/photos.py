@@ -51,7 +51,13 @@ class PhotoData(MultiImageData):
     @property
     def results_folder(self) -> str:
         """Each question has its own results; asking another loses none."""
-        question = [self.photos, self.captions, self.group_size, self.rounds, self.num_permutations]
+        question = [
+            [str(Path(photo).resolve()) for photo in self.photos],
+            self.captions,
+            self.group_size,
+            self.rounds,
+            self.num_permutations,
+        ]
         return f"photos-{short_digest(question, 8)}"
 
     def setup(self, stage: str) -> None:

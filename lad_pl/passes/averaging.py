@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lad_pl.errors import UserError
 from lad_pl.evidence_table import Prompts
 from lad_pl.passes.base import Pass
 from lad_pl.permute import Permutation, cyclic_shifts, random_permutations
@@ -44,7 +46,13 @@ class RandomPermutationAverage(PermutationAverage):
 
     def further_orders(self, num_candidates: int) -> tuple[Permutation, ...]:
         """The unchanged order and random ones."""
-        return random_permutations(num_candidates, self.settings.averaged_orders, self.settings.seed)
+        count = self.settings.averaged_orders
+        if count > math.factorial(num_candidates):
+            raise UserError(
+                f"model.method.averaged_orders is {count}, but {num_candidates} images have only "
+                f"{math.factorial(num_candidates)} orders; lower it."
+            )
+        return random_permutations(num_candidates, count, self.settings.seed)
 
     def choices_made(self) -> dict[str, Any]:
         """Number and seed of the orders."""

@@ -61,6 +61,8 @@ class Measured:
     """What one batch of a pass yields; the fields are those of :func:`lad_pl.evidence_table.of_batch`."""
 
     evidence: Evidence
+    forwards: int = 0
+    """How often the language model ran for each prompt; counted by whoever asks for it."""
     free: Evidence | None = None
     texts: tuple[tuple[str, ...], ...] | None = None
 

@@ -35,7 +35,7 @@ class Contextual(Pass):
     ) -> Measured:
         """Evidence of both."""
         evidence, free = vlm.evidence_with_content_free(*batch, trie, layers)
-        return Measured(evidence, free)
+        return Measured(evidence, free=free)
 
     def scores(self, prompts: Prompts, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
         """By log-probabilities, and by attention."""

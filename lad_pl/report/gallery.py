@@ -39,7 +39,7 @@ def make_gallery(run: ReportedRun, size: int, folder: Path | None) -> Gallery:
         size: how many samples at most, each under all its permutations.
         folder: of the images; where the run says, if None.
     """
-    stored = run.report["settings"].get("images")
+    stored = run.report.get("images")
     folder = folder if folder is not None or stored is None else Path(stored)
     chosen = choose(run.right(BASELINE), run.right(run.headline), size)
     num_permutations = run.prompts.num_permutations

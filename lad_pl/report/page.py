@@ -75,7 +75,7 @@ def _facts(run: ReportedRun) -> dict[str, str]:
         "calibrated on": f"{report['num_calibration_samples']} samples under {run.num_candidates} cyclic shifts",
         "captured layers": ", ".join(map(str, report.get("layers", []))),
         "readout": ", ".join(f"{name} {value}" for name, value in readout.items()),
-        "images": settings.get("images"),
+        "images": report.get("images"),
         "precision": settings.get("dtype"),
         "attention": settings.get("attn_implementation"),
         "versions": ", ".join(f"{name} {value}" for name, value in _versions(run).items()),

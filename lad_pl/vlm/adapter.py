@@ -45,7 +45,7 @@ class VisionLanguageModel:
         self.model: Any = model
         self.processor = processor
         self.layers = DecoderLayers.of(model)
-        self.shards = Shards(model)
+        self.shards = Shards(model, self.layers.attention)
         self.backend: str = self.model.config.get_text_config()._attn_implementation
         if self.backend != "eager" and not all(map(_uses_attention_interface, filter(None, self.layers.attention))):
             raise UserError(

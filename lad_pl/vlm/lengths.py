@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from lad_pl.errors import UserError
 from lad_pl.types import PermutedSample, Sample
 from lad_pl.vlm.encoder import PromptEncoder
 
@@ -47,7 +48,10 @@ class PromptLengths:
             blank = PermutedSample(
                 Sample("a blank one", ("",) * count, "", None), 0, (), (Image.new("RGB", size),) * count
             )
-            self._of_blank[size, count] = self._encoder.num_tokens(blank) / count
+            try:
+                self._of_blank[size, count] = self._encoder.num_tokens(blank) / count
+            except UserError:  # encoding the sample itself will say so, and name it
+                self._of_blank[size, count] = 0
         return self._of_blank[size, count]
 
 

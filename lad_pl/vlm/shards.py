@@ -5,18 +5,28 @@ Every process computes some heads of every attention layer, so it reads the atte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig
 
 from lad_pl.errors import UserError
 from lad_pl.types import Evidence
 
 _AGREEMENT = 0.05
 """By how much the processes' log-probabilities may differ; they come from the same sums, so hardly at all."""
+_PLAIN_LAYERS = ("qwen3_vl", "hunyuan_vl")
+"""Families for which transformers has no plan, and whose layers are built as the plan below says."""
+_PLAN = {
+    **{f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
+    "layers.*.self_attn.o_proj": "rowwise",
+    **{f"layers.*.mlp.{name}_proj": "colwise" for name in ("gate", "up")},
+    "layers.*.mlp.down_proj": "rowwise",
+}
 
 
 class Shards:
@@ -24,15 +34,23 @@ class Shards:
 
     Args:
         model: as ``from_pretrained`` gives it.
+        attention_modules: the decoder's attention modules; None where a layer has none.
 
     Raises:
-        UserError: its attention heads cannot be dealt out evenly.
+        UserError: its layers are not split, or their attention heads cannot be dealt out evenly.
     """
 
-    def __init__(self, model: Any) -> None:
-        part = next((parameter for parameter in model.parameters() if isinstance(parameter, DTensor)), None)
-        self.group: Any = None if part is None else part.device_mesh.get_group()
-        self.size: int = 1 if part is None else part.device_mesh.size()
+    def __init__(self, model: Any, attention_modules: Sequence[nn.Module | None]) -> None:
+        shared = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
+        heads_of = [module for module in attention_modules if module is not None]
+        split = [p for module in heads_of for p in module.parameters() if isinstance(p, DTensor)]
+        if shared and not split:
+            raise UserError(
+                f"transformers has no plan for splitting the layers of {type(model).__name__}; leave "
+                "model.vlm.tensor_parallel at 1, and spread the model with model.vlm.device_map auto."
+            )
+        self.group: Any = split[0].device_mesh.get_group() if split else None
+        self.size: int = split[0].device_mesh.size() if split else 1
         config = model.config.get_text_config()
         self.num_heads: int = config.num_attention_heads
         for name in ("num_attention_heads", "num_key_value_heads"):
@@ -75,6 +93,14 @@ class Shards:
         parts = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(parts, values, group=self.group)
         return parts
+
+
+def with_plan(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with a plan for splitting the decoder's layers, where transformers has none of its own."""
+    decoder = config.get_text_config()
+    if config.model_type in _PLAIN_LAYERS and decoder.base_model_tp_plan is None:
+        setattr(decoder, "base_model_tp_plan", dict(_PLAN))  # noqa: B010 (a class variable, overridden here)
+    return config
 
 
 def whole_tensor(parameter: Tensor) -> Tensor:

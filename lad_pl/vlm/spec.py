@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.distributed import DistributedConfig
 
 from lad_pl.assets import asset
 from lad_pl.errors import UserError, first_line
+from lad_pl.vlm.shards import with_plan
 
 # What says where the files are, and so holds for the processor as well as for the weights.
 _FEED_FORWARD = ("mlp", "feed_forward")
@@ -58,8 +59,7 @@ class VLMSpec:
         Raises:
             UserError: the folder or hub id cannot be read.
         """
-        hub = {name: value for name, value in self.options.items() if name in _HUB_OPTIONS}
-        processor = self._load(AutoProcessor, "processor", **hub)
+        processor = self._load(AutoProcessor, "processor", **self._hub_options())
         if getattr(processor, "chat_template", None) is None:
             raise UserError(f"The processor '{self.path}' has no chat template; use an instruction-tuned model.")
         return processor
@@ -73,6 +73,8 @@ class VLMSpec:
         """
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise UserError(f"vlm.dtype is '{self.dtype}'; choose auto, float32, bfloat16 or float16.")
+        if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.device_map is not None):
+            raise UserError("vlm.tensor_parallel is a number of processes, and goes without vlm.device_map.")
         decided = {"dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code"}
         shared = {"distributed_config", "tp_plan", "tp_size", "device_mesh"}
         if shared & set(self.options):
@@ -103,10 +105,14 @@ class VLMSpec:
         return model.eval().requires_grad_(False)
 
     def _shared(self) -> dict[str, Any]:
-        """The option that lets processes hold the weights together."""
+        """The options that let processes hold the weights together."""
         if self.tensor_parallel == 1:
             return {}
-        return {"distributed_config": DistributedConfig(tp_size=self.tensor_parallel)}
+        config = with_plan(self._load(AutoConfig, "configuration", **self._hub_options()))
+        return {"config": config, "distributed_config": DistributedConfig(tp_size=self.tensor_parallel)}
+
+    def _hub_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if name in _HUB_OPTIONS}
 
     def _load(self, loader: Any, what: str, **arguments: Any) -> Any:
         try:
