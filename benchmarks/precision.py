@@ -1,6 +1,6 @@
 """Half precision and torch.compile on the demo set: do they keep the decisions, and what do they cost or save?
 
-    python -m benchmarks.precision
+python -m benchmarks.precision
 """
 
 from __future__ import annotations

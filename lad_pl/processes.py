@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
 USER_ERROR = 2
@@ -42,11 +44,14 @@ class Processes:
         self.leaving = False
         """Whether this process has been asked to end; it does so after the batch in hand."""
         self._folder = folder
-        self._launched = list(getattr(trainer.strategy.launcher, "procs", ()))
-        environment = getattr(trainer.strategy, "cluster_environment", None)
+        self._launched: list[subprocess.Popen[Any]] = []
+        strategy = trainer.strategy
+        if not isinstance(strategy.launcher, _SubprocessScriptLauncher):
+            return  # processes that are forked or spawned watch each other
+        self._launched = list(strategy.launcher.procs)
         if self._launched:
             _in_background(self._end_with_launched)
-        elif isinstance(environment, LightningEnvironment) and trainer.local_rank > 0:
+        elif isinstance(getattr(strategy, "cluster_environment", None), LightningEnvironment) and trainer.local_rank:
             _in_background(_end_with_parent)
 
     def listen(self) -> None:

@@ -85,6 +85,7 @@ def synthetic_run(
             "readouts": list(readouts),
             "methods": list(methods),
             "rank_by": "agd" if "agd" in readouts else readouts[0],
+            "calibration_samples": provenance["calibration_samples"],
         },
     }
     costs = {name: {"forwards": n if name in methods else 1, "seconds": 0.01} for name in scores}

@@ -45,7 +45,7 @@ class VisionLanguageModel:
         self.model: Any = model
         self.processor = processor
         self.layers = DecoderLayers.of(model)
-        self.shards = Shards(model, self.layers.attention)
+        self.shards = Shards(model)
         self.backend: str = self.model.config.get_text_config()._attn_implementation
         if self.backend != "eager" and not all(map(_uses_attention_interface, filter(None, self.layers.attention))):
             raise UserError(
@@ -171,7 +171,10 @@ class VisionLanguageModel:
     ) -> tuple[Any, Tensor]:
         """Forward pass: the model's output, and the attention mass (B, L, H, N)."""
         num_candidates = batch.image_rows.shape[1]
-        with capture(self.layers.attention, layers, batch.position_of_token, num_candidates, self.backend) as mass:
+        with (
+            self.shards.computing(),
+            capture(self.layers.attention, layers, batch.position_of_token, num_candidates, self.backend) as mass,
+        ):
             output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
         if cache is not None:
             cache.activate_past_recording()  # lets sliding windows be rolled back

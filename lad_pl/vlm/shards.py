@@ -5,16 +5,17 @@ Every process computes some heads of every attention layer, so it reads the atte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, first_line
 from lad_pl.types import Evidence
 
 _AGREEMENT = 0.05
@@ -34,16 +35,15 @@ class Shards:
 
     Args:
         model: as ``from_pretrained`` gives it.
-        attention_modules: the decoder's attention modules; None where a layer has none.
 
     Raises:
         UserError: its layers are not split, or their attention heads cannot be dealt out evenly.
     """
 
-    def __init__(self, model: Any, attention_modules: Sequence[nn.Module | None]) -> None:
+    def __init__(self, model: Any) -> None:
         shared = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
-        heads_of = [module for module in attention_modules if module is not None]
-        split = [p for module in heads_of for p in module.parameters() if isinstance(p, DTensor)]
+        words = [embeddings.weight for embeddings in _embeddings(model)]
+        split = [parameter for parameter in shared if not any(parameter is weight for weight in words)]
         if shared and not split:
             raise UserError(
                 f"transformers has no plan for splitting the layers of {type(model).__name__}; leave "
@@ -88,11 +88,32 @@ class Shards:
             )
         return Evidence(evidence.log_probs, attention)
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around a forward pass: says so where transformers' plan does not fit the model.
+
+        Raises:
+            UserError: whole and split tensors met.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or "DTensor" not in str(error):
+                raise
+            raise UserError(
+                f"transformers cannot split this model ({first_line(error)}); leave model.vlm.tensor_parallel at 1."
+            ) from error
+
     def _gathered(self, values: Tensor) -> list[Tensor]:
         values = values.contiguous()
         parts = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(parts, values, group=self.group)
         return parts
+
+
+def _embeddings(model: Any) -> list[Any]:
+    """The modules that hold a vector per word, which every plan splits."""
+    return [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
 
 
 def with_plan(config: PreTrainedConfig) -> PreTrainedConfig:
