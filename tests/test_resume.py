@@ -129,6 +129,7 @@ def test_a_process_that_is_stopped_again_and_again(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=heeds_ctrl_c,
         )
         while process.poll() is None and stored_bytes(tmp_path) < kept + 12_000:
             time.sleep(0.02)
@@ -141,6 +142,11 @@ def test_a_process_that_is_stopped_again_and_again(tmp_path: Path) -> None:
         kept = stored_bytes(tmp_path)
     assert main(["test", *options]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["num_samples"] == 150
+
+
+def heeds_ctrl_c() -> None:
+    """What a shell starts in the background is told to ignore it, and so would be whatever that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stored_bytes(folder: Path) -> int:
