@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, first_line
 from lad_pl.evidence_table import FORMAT, HEADER, HEADS, Prompts, from_table, joined, to_record_batch
 from lad_pl.files import whole_file
 from lad_pl.provenance import first_difference, short_digest
@@ -201,7 +201,9 @@ def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[Prompts]:
             if whole:
                 yield from_table(table.slice(0, whole))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({_first(error)}); remove it and run the same command again.") from error
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}); remove it and run the same command again."
+        ) from error
 
 
 def _start_of_last_sample(table: pa.Table) -> int:
@@ -216,7 +218,7 @@ def _open(path: str | Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({_first(error)}); is it truncated?") from error
+        raise UserError(f"{path} cannot be read as Parquet ({first_line(error)}); is it truncated?") from error
     _settings(file.schema_arrow, path)
     return file
 
@@ -251,7 +253,3 @@ def _whole_batches(part: Path) -> Iterator[pa.RecordBatch]:
                 yield batch
     except (StopIteration, pa.ArrowException, OSError, EOFError):
         return
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -105,6 +105,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.layers: tuple[int, ...] = ()
         self.weights = ""
         self.inputs = ""
+        self.asked: dict[str, str] = {}
+        """Digests of the samples of the stage in progress and of their images."""
         self.passes: list[PassRun] = []
         """The ways in which the stage in progress asks the model; the plain one first."""
         self.calibration: Calibration | None = None
@@ -143,6 +145,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
                 f"model.readout.top_layers is {self.readout.top_layers}, but model.layers captures only "
                 f"{len(self.layers)}."
             )
+        # Once: the images' digest opens every file.
+        self.asked = {"samples": digest(self.data.samples), "images": self.data.image_digest()}
         own = dict.fromkeys(METHODS[name] for name in self.methods) if stage in ("test", "validate") else {}
         self.passes = [self._pass_run(stage, PASSES[name](self.method)) for name in (PLAIN, *own)]
         for a_pass in self.passes:
@@ -197,8 +201,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             "attn_implementation": self.vlm_spec.attn_implementation,
             "compile": self.vlm_spec.compile,
             "options": self.vlm_spec.options,
-            "samples": digest(self.data.samples),
-            "images": self.data.image_digest(),
+            **self.asked,
         }
         if self.trainer.state.fn == "fit":
             return settings
