@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from benchmarks.measure import Clock, Figure, interleaved, more_than, run
+from transformers import DynamicCache
+
+from benchmarks.measure import Clock, Figure, Stopwatch, interleaved, more_than, ratios, run
 from benchmarks.models import workspace
 from benchmarks.ours import Bench, Pass
+from lad_pl import VisionLanguageModel
 from lad_pl.answers import AnswerTrie
 from lad_pl.prompts import identifiers
+
+OWN_WORK = ((VisionLanguageModel, "_logits_after"), (DynamicCache, "update"))
+"""What further tokens cost: their passes, and keeping the prompt's keys and values for them."""
 
 
 def candidates(
@@ -21,7 +27,7 @@ def candidates(
     dtype: str = "float32",
     device: str = "cpu",
     folder: str | None = None,
-) -> list[Figure]:
+) -> Iterator[Figure]:
     """Time of a pass whose candidates have several tokens, over one whose candidates have one.
 
     Args:
@@ -35,30 +41,31 @@ def candidates(
         device: cpu or cuda.
         folder: where model and photographs are kept; a temporary one if unset.
     """
-    figures = []
     with workspace(folder) as path:
         for n in num_candidates:
             shown = Pass(Bench.build(path, shape, n, 1, permutations, dtype, device, image_size))
             batch = shown.batch()
             letters = first_tokens(shown, n)
+            own: list[float] = []
+
+            def digits() -> None:
+                with Stopwatch(clock).inside(*OWN_WORK) as stopwatch:
+                    shown.vlm.evidence(batch, shown.trie, shown.layers)  # noqa: B023 (called here)
+                own.append(stopwatch.seconds)  # noqa: B023
+
             ways = {
-                "digits": lambda: shown.vlm.evidence(batch, shown.trie, shown.layers),  # noqa: B023 (called here)
+                "digits": digits,
                 "one token": lambda: shown.vlm.evidence(batch, letters, shown.layers),  # noqa: B023
             }
             interleaved(ways, 1)  # warm
             seconds = interleaved(ways, repeats, clock)
             branchings = len(shown.trie.branchings()) - 1
-            figures += [
-                Figure(
-                    f"several tokens over one, N={n}",
-                    more_than(seconds["digits"], seconds["one token"]),
-                    " %",
-                    at_most=5.0,
-                    note=f"{branchings} continuations of the prompt",
-                ),
-                Figure(f"one token, N={n}", seconds["one token"], " s", note=f"{len(batch)} prompts"),
-            ]
-    return figures
+            share = tuple(100 * part for part in ratios(own[-repeats:], seconds["one token"]))
+            more = more_than(seconds["digits"], seconds["one token"])
+            note = f"{branchings} continuations of the prompt"
+            yield Figure(f"the continuations' own work, share of one token's time, N={n}", share, " %", at_most=5.0)
+            yield Figure(f"several tokens over one, N={n}", more, " %", at_most=5.0, note=note)
+            yield Figure(f"one token, N={n}", seconds["one token"], " s", note=f"{len(batch)} prompts")
 
 
 def first_tokens(shown: Pass, n: int) -> AnswerTrie:

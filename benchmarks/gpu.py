@@ -34,7 +34,7 @@ def gpu(
     dtype: str = "bfloat16",
     device: str = "cuda",
     folder: str | None = None,
-) -> list[Figure]:
+) -> Iterator[Figure]:
     """The table for one card; needs room for two copies of the largest model, 25 GB of disk, and a few minutes.
 
     Args:
@@ -55,15 +55,14 @@ def gpu(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU here; nothing was run.")
     rate = matrix_rate(dtype, device, size=8192 if device.startswith("cuda") else 512)
-    figures = [Figure(f"matrix rate in {dtype}", (rate / 1e12,), " TFLOP/s")]
+    yield Figure(f"matrix rate in {dtype}", (rate / 1e12,), " TFLOP/s")
     with workspace(folder) as path:
         for shape in shapes:
             benches = [
                 Bench.build(path, shape, n, samples, permutations, dtype, device, image_size) for n in num_candidates
             ]
-            figures += one_pass(benches, shape, attn_implementation, batch_size, repeats, rate)
-            figures += whole_test(benches, shape, attn_implementation, batch_size, num_workers, plain_prompts, repeats)
-    return figures
+            yield from one_pass(benches, shape, attn_implementation, batch_size, repeats, rate)
+            yield from whole_test(benches, shape, attn_implementation, batch_size, num_workers, plain_prompts, repeats)
 
 
 def one_pass(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from jsonargparse import auto_cli
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
@@ -56,6 +60,48 @@ class Figure:
         verdict = {True: "yes", False: "no", None: ""}[self.reached]
         return self.name, self.target, f"{_short(self.median)}{self.unit}", spread, verdict, self.note
 
+    def line(self) -> str:
+        """The row without its column heads."""
+        name, *rest = self.row()
+        return f"{name}: {', '.join(filter(None, rest))}"
+
+
+class Stopwatch:
+    """Seconds spent inside the functions that it is put around, calls within calls counted once.
+
+    Where what something costs is less than the wall time's own spread, its own seconds tell it all the same.
+    """
+
+    def __init__(self, clock: Clock = "wall") -> None:
+        self.seconds = 0.0
+        self._clock = clock
+        self._running = False
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        @functools.wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if self._running:
+                return function(*args, **kwargs)
+            returned: list[Any] = []
+            self._running = True
+            try:
+                self.seconds += timed(lambda: returned.append(function(*args, **kwargs)), self._clock)
+            finally:
+                self._running = False
+            return returned[0]
+
+        return watched
+
+    @contextmanager
+    def inside(self, *functions: tuple[Any, str]) -> Iterator[Stopwatch]:
+        """Put it around functions, each named by its owner and its name there, while the block runs."""
+        with ExitStack() as stack:
+            for owner, name in functions:
+                stack.enter_context(patch.object(owner, name, self.around(getattr(owner, name))))
+            yield self
+
 
 def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock = "wall") -> Seconds:
     """Seconds of each way; the ways take turns, every second round in reverse, so that drift meets all alike."""
@@ -86,24 +132,31 @@ def more_than(above: Sequence[float], below: Sequence[float]) -> tuple[float, ..
     return tuple(100 * (ratio - 1) for ratio in ratios(above, below))
 
 
-def run(script: Callable[..., list[Figure]]) -> None:
+def run(script: Callable[..., Iterable[Figure]]) -> None:
     """Run a script's function with its arguments as options, and print its figures as a table."""
     disable_progress_bar()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     try:
         figures = auto_cli(script, as_positional=False, prog=f"python -m benchmarks.{script.__name__}")
+        measured = list(_announced(figures))
     except UserError as error:
         sys.exit(f"{script.__name__}: {error}")
-    show(script.__name__, figures)
+    show(script.__name__, measured)
+
+
+def _announced(figures: Iterable[Figure]) -> Iterator[Figure]:
+    """The figures, each also said on stderr when it is there: a script that is stopped has not run for nothing."""
+    for figure in figures:
+        print(figure.line(), file=sys.stderr, flush=True)
+        yield figure
 
 
 def show(title: str, figures: Sequence[Figure]) -> None:
-    """Print figures as a table, with the command and the machine."""
-    table = Table("", "to reach", "median", "range", "reached", "", title=title.replace("_", " "))
+    """Print figures as a table in Markdown, with the command and the machine."""
+    table = Table("", "to reach", "median", "range", "reached", "", box=box.MARKDOWN)
     for figure in figures:
         table.add_row(*figure.row())
-    # As wide as it needs to be in a file or a pipe.
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=160).print(table)  # wrapped cells are no Markdown
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     print(f"Command: python -m benchmarks.{title} {' '.join(sys.argv[1:])}".rstrip())
     print(f"Machine: {where}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")

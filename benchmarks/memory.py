@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,7 +38,7 @@ def memory(
     dtype: str = "float32",
     device: str = "cpu",
     folder: str | None = None,
-) -> list[Figure]:
+) -> Iterator[Figure]:
     """Peak memory over the weights.
 
     Args:
@@ -52,15 +52,13 @@ def memory(
         device: cpu or cuda.
         folder: where model and photographs are kept; a temporary one if unset.
     """
-    figures = []
     with workspace(folder) as path:
         for n in num_candidates:
             bench = Bench.build(path, shape, n, 1, permutations, dtype, device, image_size)
             for way in ways:
                 measured = isolated_peaks(bench, way, repeats)
                 note = f"process: {max(peak.total for peak in measured):,.0f} MB"
-                figures.append(Figure(f"{way}, N={n}", tuple(peak.over_weights for peak in measured), " MB", note=note))
-    return figures
+                yield Figure(f"{way}, N={n}", tuple(peak.over_weights for peak in measured), " MB", note=note)
 
 
 def isolated_peaks(bench: Bench, way: str, repeats: int) -> list[Peak]:

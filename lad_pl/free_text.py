@@ -99,17 +99,6 @@ def majority(votes: Sequence[int | None]) -> int | None:
     return winner
 
 
-def success_rate(choices: Sequence[int | None]) -> float:
-    """Share of the answers from which a valid identifier could be read, 0 to 1.
-
-    Raises:
-        ValueError: there is no answer.
-    """
-    if not choices:
-        raise ValueError("success_rate needs at least one answer")
-    return sum(choice is not None for choice in choices) / len(choices)
-
-
 def _without_thoughts(text: str) -> tuple[str, str]:
     """What the text says, and the chain of thought in it that was cut off."""
     *_, rest = THINKING_CLOSED.split(text)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lad_pl.errors import UserError
-from lad_pl.metrics import UNREADABLE
+from lad_pl.metrics import same_image
 from lad_pl.run import Record
-from lad_pl.stored_run import StoredRun
+from lad_pl.stored_run import StoredRun, chosen_positions
 
 Question = tuple[str, str, tuple[str, ...]]
 """What a sample asks: its id, its caption and its images, whatever their order."""
@@ -37,15 +37,12 @@ class Answers:
 
     def choices(self, method: str) -> Tensor:
         """(G, T) position that a readout or method chose, -1 where its answer could not be read."""
-        chosen = [record["choices"][method] for record in self.records]
-        return self._shaped([UNREADABLE if position is None else position for position in chosen])
+        return chosen_positions(self.records, method).view(self.num_samples, -1)
 
     def consistent(self, method: str) -> Tensor:
         """(G,) whether every permutation of a sample led to the same image."""
         permutations = self._shaped([record["permutation"] for record in self.records])
-        choices = self.choices(method)
-        images = permutations.gather(2, choices.clamp_min(0)[:, :, None]).squeeze(2)
-        return ((choices != UNREADABLE) & (images == images[:, :1])).all(1)
+        return same_image(self.choices(method), permutations)
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -42,6 +42,20 @@ def recall_std(confusion: Tensor, unreadable: Tensor | int = 0) -> Tensor:
     return _std(recall[~recall.isnan()])
 
 
+def same_image(choices: Tensor, permutations: Tensor) -> Tensor:
+    """(G,) whether every permutation of a sample led to the same image.
+
+    Args:
+        choices: (G, T) chosen positions; a sample with an :data:`UNREADABLE` one is not consistent.
+        permutations: (G, T, N) original index of the image at each position.
+
+    >>> same_image(torch.tensor([[0, 1], [0, 0]]), torch.tensor([[[0, 1], [1, 0]], [[0, 1], [1, 0]]]))
+    tensor([ True, False])
+    """
+    images = permutations.gather(2, choices.clamp_min(0)[:, :, None]).squeeze(2)
+    return ((choices != UNREADABLE) & (images == images[:, :1])).all(1)
+
+
 def _std(values: Tensor) -> Tensor:
     """Standard deviation with ddof 1; NaN, not a warning, for fewer than two values."""
     return values.std(correction=1) if len(values) > 1 else values.new_tensor(torch.nan)
@@ -87,11 +101,10 @@ class PermutationMetric(Metric):
         """
         right = choices == targets
         readable = choices != UNREADABLE
-        images = permutations.gather(2, choices.clamp_min(0)[:, :, None]).squeeze(2)
         self._count(self.confusion, targets[readable], choices[readable])
         self._count(self.unreadable, targets[~readable])
         self.correct += right.sum(0)
-        self.consistent += (readable & (images == images[:, :1])).all(1).sum()
+        self.consistent += same_image(choices, permutations).sum()
         self.always_right += right.all(1).sum()
         self.num_samples += len(choices)
 

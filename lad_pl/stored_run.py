@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lad_pl.checkpoint import load_calibration
 from lad_pl.errors import UserError
 from lad_pl.evidence import read_prompts
 from lad_pl.evidence_table import Prompts
+from lad_pl.metrics import UNREADABLE
 from lad_pl.readouts import ReadoutSettings
 from lad_pl.run import Record, RunFolder
 from lad_pl.types import Calibration
@@ -100,6 +105,12 @@ class StoredRun:
             return self.folder.read_predictions(self.stage)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); run {self.stage} with that run folder again.") from error
+
+
+def chosen_positions(records: Sequence[Record], method: str) -> Tensor:
+    """(P,) position that a readout or method chose in each line of predictions.jsonl, or lad_pl.metrics.UNREADABLE."""
+    chosen = [record["choices"][method] for record in records]
+    return torch.tensor([UNREADABLE if position is None else position for position in chosen])
 
 
 def _read_json(path: Path, stage: str) -> dict[str, Any]:

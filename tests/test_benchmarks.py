@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from benchmarks.candidates import candidates
 from benchmarks.correction import agd, correction, vanilla
 from benchmarks.gpu import gpu
 from benchmarks.limit import BarePasses, limit
-from benchmarks.measure import Figure, interleaved, more_than, ratios
+from benchmarks.measure import Figure, Stopwatch, interleaved, more_than, ratios, run
 from benchmarks.memory import memory, one_peak, peaks
 from benchmarks.models import SHAPES, build_config, build_model, build_processor
 from benchmarks.ours import Bench, Pass
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("benchmarks")
 
 
-def by_name(figures: list[Figure]) -> dict[str, Figure]:
+def by_name(figures: Iterable[Figure]) -> dict[str, Figure]:
     return {figure.name: figure for figure in figures}
 
 
@@ -107,16 +108,21 @@ def test_against_plain(folder: Path) -> None:
 
 
 def test_correction_and_candidates(folder: Path) -> None:
-    costs = correction(**SMALL, num_candidates=[4], memory=False, folder=str(folder))
-    assert [figure.name for figure in costs] == ["agd over vanilla, time, N=4", "vanilla, N=4"]
-    several = candidates(**{**SMALL, "permutations": 1}, num_candidates=[10], folder=str(folder))
-    assert several[0].note == "1 continuations of the prompt"
+    costs = list(correction(**SMALL, num_candidates=[4], memory=False, folder=str(folder)))
+    assert [figure.name for figure in costs] == [
+        "agd's own work, share of vanilla's time, N=4",
+        "agd over vanilla, time, N=4",
+        "vanilla, N=4",
+    ]
+    several = list(candidates(**{**SMALL, "permutations": 1}, num_candidates=[10], folder=str(folder)))
+    assert several[1].note == "1 continuations of the prompt"
+    assert all(figures[0].median > 0 for figures in (costs, several))
     assert all(-90 < figure.median < 900 for figure in (*costs, *several))
 
 
 def test_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_script, "isolated_peaks", peaks)  # a process of its own takes ten seconds to start
-    figures = memory(**SMALL, num_candidates=[4], ways=["vanilla", "plain"], folder=str(folder))
+    figures = list(memory(**SMALL, num_candidates=[4], ways=["vanilla", "plain"], folder=str(folder)))
     assert [figure.name for figure in figures] == ["vanilla, N=4", "plain, N=4"]
     assert all(figure.median >= 0 for figure in figures)
 
@@ -130,7 +136,7 @@ def test_the_peak_is_that_of_the_work() -> None:
 def test_gpu(folder: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no GPU"):
-            gpu()
+            list(gpu())
     small = {
         "image_size": 112,
         "samples": 1,
@@ -155,6 +161,40 @@ def test_ways_take_turns_and_figures_say_what_they_reach() -> None:
     figure = Figure("time", (1.0, 1.2, 1.1), " s", at_most=1.15)
     assert figure.row() == ("time", "at most 1.15 s", "1.10 s", "1.00 to 1.20", "yes", "")
     assert Figure("speed", (2.0,), at_least=3).reached is False
+
+
+def test_a_stopwatch_counts_a_call_within_a_call_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Work:
+        def outer(self) -> str:
+            return self.inner() + self.inner()
+
+        def inner(self) -> str:
+            return "done"
+
+    ticks = iter(range(100))  # every look at the clock is a second later
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    with Stopwatch().inside((Work, "outer"), (Work, "inner")) as stopwatch:
+        assert Work().outer() == "donedone"
+        assert stopwatch.seconds == 1
+        Work().inner()
+    assert stopwatch.seconds == 2
+    Work().outer()
+    assert stopwatch.seconds == 2
+
+
+def test_what_is_told_of_a_figure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each when it is there, and all as Markdown at the end, whatever the terminal's width."""
+
+    def script(upto: int = 2) -> Iterator[Figure]:
+        for number in range(upto):
+            yield Figure(f"figure {number}", (1.0, 2.0), " s", at_least=1, note="a note of many words " * 3)
+            assert f"figure {number}: at least 1 s, 1.50 s, 1.00 to 2.00, yes, a note" in capsys.readouterr().err
+
+    monkeypatch.setattr(sys, "argv", ["script", "--upto", "3"])
+    run(script)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.count("|") for line in lines if "note" in line] == [7, 7, 7]
+    assert "Command: python -m benchmarks.script --upto 3" in lines
 
 
 def test_questions_can_be_read(folder: Path) -> None:

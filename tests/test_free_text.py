@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lad_pl.free_text import majority, read_choice, success_rate
+from lad_pl.free_text import majority, read_choice
 from lad_pl.prompts import IdentifierStyle, identifiers
 
 DIGITS_OF_4 = {
@@ -243,10 +243,3 @@ def test_long_texts_are_read_in_linear_time() -> None:
 )
 def test_majority(votes: Sequence[int | None], winner: int | None) -> None:
     assert majority(votes) == winner
-
-
-def test_success_rate() -> None:
-    assert success_rate([0, None, 2, 3]) == 0.75
-    assert success_rate([None]) == 0
-    with pytest.raises(ValueError, match="at least one"):
-        success_rate([])

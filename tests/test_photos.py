@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cli import fails, run, write_annotations
+from test_resume import stops_after
 from tiny_vlm import write_noise_images
 
 from lad_pl import UserError
@@ -44,9 +45,12 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_folder(options: list[str]) -> Path:
+    return Path(next(option for option in options if "default_root_dir" in option).partition("=")[2])
+
+
 def ranked(options: list[str]) -> list[dict]:
-    root = next(option for option in options if "default_root_dir" in option).partition("=")[2]
-    newest = max(Path(root).glob("photos-*/rankings.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    newest = max(run_folder(options).glob("photos-*/rankings.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     return [json.loads(line) for line in newest.read_text().splitlines()]
 
 
@@ -87,10 +91,9 @@ def test_one_group_is_the_mean_over_its_orders(calibrated: list[str], album: Pat
     files = sorted(map(str, album.glob("*.png")))[:3]
     assert run("predict", *calibrated, "--images", *files, "--caption", "a dog", "--data.num_permutations=4") == 0
     (ranking,) = ranked(calibrated)
-    root = next(option for option in calibrated if "default_root_dir" in option).partition("=")[2]
     prompts = [
         json.loads(line)
-        for path in Path(root).glob("photos-*/predictions.jsonl")
+        for path in run_folder(calibrated).glob("photos-*/predictions.jsonl")
         for line in path.read_text().splitlines()
     ]
     prompts = [prompt for prompt in prompts if prompt["images"] == files and prompt["caption"] == "a dog"]
@@ -110,8 +113,24 @@ def test_one_group_is_the_mean_over_its_orders(calibrated: list[str], album: Pat
     assert ranking["agreement"]["vanilla"] == pytest.approx(np.mean([top == best for top in tops]))
 
 
+def test_an_interrupted_ranking_goes_on(calibrated: list[str], album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = ["--images", str(album), "--caption", "a dog that was interrupted"]
+    with monkeypatch.context() as patch:
+        stops_after(patch, 2)
+        with pytest.raises(RuntimeError, match="went down"):
+            run("predict", *calibrated, *question)
+    with monkeypatch.context() as patch:
+        sizes = stops_after(patch, 100)
+        assert run("predict", *calibrated, *question) == 0
+    (ranking,) = ranked(calibrated)
+    assert len(ranking["photos"]) == 7
+    prompts = max(run_folder(calibrated).glob("photos-*/predictions.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    groups = len(prompts.read_text().splitlines()) // 5
+    assert len(sizes) == groups - 2
+
+
 def test_another_question_loses_nothing(calibrated: list[str], album: Path) -> None:
-    root = Path(next(option for option in calibrated if "default_root_dir" in option).partition("=")[2])
+    root = run_folder(calibrated)
     assert run("predict", *calibrated, "--images", str(album), "--caption", "one question") == 0
     before = {path: path.read_bytes() for path in root.glob("photos-*/*.jsonl")}
     assert run("predict", *calibrated, "--images", str(album), "--caption", "another") == 0

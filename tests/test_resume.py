@@ -95,6 +95,22 @@ def test_interrupted_fit(base, uninterrupted, tmp_path, monkeypatch) -> None:
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (uninterrupted / "metrics.json").read_bytes()
 
 
+def test_interrupted_predict(base, uninterrupted, tmp_path, monkeypatch) -> None:
+    """Of 4 batches: predict takes the calibration samples as well."""
+    calibration = f"--ckpt_path={uninterrupted / 'calibration.ckpt'}"
+    whole, broken = ([*base, calibration, f"--trainer.default_root_dir={tmp_path / name}"] for name in ("a", "b"))
+    assert main(["predict", *whole]) == 0
+    with monkeypatch.context() as patch:
+        stops_after(patch, 3)
+        with pytest.raises(RuntimeError, match="went down"):
+            main(["predict", *broken])
+    with monkeypatch.context() as patch:
+        sizes = stops_after(patch, 100)
+        assert main(["predict", *broken]) == 0
+    assert sizes == [4]
+    assert (tmp_path / "b/predictions.jsonl").read_bytes() == (tmp_path / "a/predictions.jsonl").read_bytes()
+
+
 def test_a_finished_run_asks_the_model_nothing(base, uninterrupted, monkeypatch) -> None:
     before = [(uninterrupted / name).read_bytes() for name in RESULTS]
     sizes = stops_after(monkeypatch, 100)

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from lad_pl.errors import UserError
 from lad_pl.evidence_table import Prompts
-from lad_pl.metrics import UNREADABLE
 from lad_pl.ranking import log_probabilities
 from lad_pl.readouts import READOUTS, ReadoutSettings
 from lad_pl.replay import metrics_of
 from lad_pl.run import Record
-from lad_pl.stored_run import StoredRun
+from lad_pl.stored_run import StoredRun, chosen_positions
 
 BASELINE = "vanilla"
 _FIELDS = ("readouts", "num_samples", "num_permutations", "num_candidates", "num_calibration_samples", "settings")
@@ -109,7 +108,7 @@ def read_run(path: Path, stage: str = "test") -> ReportedRun:
     prompts, records = run.prompts(heads=False), run.records()
     try:
         _check_same(run, prompts, records)
-        choices = _choices(records, tuple(run.report["readouts"]))
+        choices = {name: chosen_positions(records, name) for name in run.report["readouts"]}
         log_probs = _log_probs(records, run.readout)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(f"{run.folder.predictions(stage)} is not what {stage} writes; run it again.") from error
@@ -140,13 +139,6 @@ def _check_same(run: StoredRun, prompts: Prompts, records: Sequence[Record]) -> 
             raise UserError(
                 f"{predictions} and {evidence} are of different prompts (sample {name}); run {run.stage} again."
             )
-
-
-def _choices(records: Sequence[Record], names: Sequence[str]) -> dict[str, Tensor]:
-    def position(choice: int | None) -> int:
-        return UNREADABLE if choice is None else choice
-
-    return {name: torch.tensor([position(record["choices"][name]) for record in records]) for name in names}
 
 
 def _log_probs(records: Sequence[Record], settings: ReadoutSettings) -> dict[str, Tensor]:

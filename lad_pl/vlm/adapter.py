@@ -229,20 +229,26 @@ class VisionLanguageModel:
     def _position_ids(self, batch: Batch) -> Tensor:
         """Positions as ``generate`` makes them: 1-D or multimodal rope, blind to the padding on the left.
 
-        Prompt by prompt, because one family numbers the images on from prompt to prompt of a batch.
+        Prompt by prompt, because one family numbers the images on from prompt to prompt of a batch; once for prompts
+        that differ in nothing but pixels, as a sample's permutations do where its images have one size.
         """
         rope = inspect.signature(getattr(self.model.base_model, "get_rope_index", _no_fields)).parameters
         grids = {
-            name: torch.cat([vision[name] for vision in batch.vision])
+            name: torch.cat([vision[name] for vision in batch.vision])[batch.image_rows]
             for name in rope
             if all(name in vision for vision in batch.vision)
         }
+        compared = [values.cpu().numpy() for values in (*batch.tokens.values(), *grids.values())]
+        made: dict[bytes, Tensor] = {}
         positions = []
-        for row, images in enumerate(batch.image_rows):
-            tokens = {name: values[row : row + 1] for name, values in batch.tokens.items()}
-            input_ids = tokens.pop("input_ids")
-            others = tokens | {name: values[images] for name, values in grids.items()}
-            positions.append(self.model._prepare_position_ids_for_generation(input_ids, others))
+        for row in range(len(batch)):
+            alike = b"".join(values[row].tobytes() for values in compared)
+            if alike not in made:
+                tokens = {name: values[row : row + 1] for name, values in batch.tokens.items()}
+                input_ids = tokens.pop("input_ids")
+                others = tokens | {name: values[row] for name, values in grids.items()}
+                made[alike] = self.model._prepare_position_ids_for_generation(input_ids, others)
+            positions.append(made[alike])
         return torch.cat(positions, dim=-2)  # (B, S), or (axes, B, S)
 
     def _logits_after(self, prefix: Prefix, output: Any, inputs: dict[str, Any]) -> Tensor:
