@@ -93,8 +93,9 @@ class PlainRun:
         theirs = {key: decisions(evidence, calibration, SEVEN_READOUTS) for key, evidence in self.evidence.items()}
         return sum(theirs[key][name] != ours[key][name] for key in theirs for name in SEVEN_READOUTS)
 
-    def compared(self, other: PlainRun) -> str:
-        return f"of {(len(self.evidence) + len(other.evidence)) * len(SEVEN_READOUTS)}, all readouts"
+    def compared(self, *others: PlainRun) -> str:
+        prompts = sum(len(run.evidence) for run in (self, *others))
+        return f"of {prompts * len(SEVEN_READOUTS)}, all readouts"
 
 
 def key(sample: Sample, order: Permutation) -> tuple[str, Permutation]:

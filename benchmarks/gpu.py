@@ -1,5 +1,5 @@
-"""Every figure of a GPU in one call: prompts per second of vanilla, of agd, of ``test`` and of the plain way, the share
-of the card's own matrix rate that the pass reaches, and peak memory.
+"""A GPU's figures in one call: prompts per second of vanilla, of agd, of ``test`` and of the plain way, the share of
+the card's own matrix rate that the pass reaches, and peak memory.
 """
 
 from __future__ import annotations
@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.against_plain import PlainRun
+from benchmarks.against_plain import FASTER, PlainRun
 from benchmarks.baseline import PlainModel
 from benchmarks.correction import agd, vanilla
 from benchmarks.measure import Figure, Seconds, interleaved, more_than, ratios, run, timed
@@ -23,13 +24,14 @@ from lad_pl.types import Batch
 def gpu(
     shapes: Sequence[str] = ("3b", "8b"),
     num_candidates: Sequence[int] = (4, 8, 12),
-    samples: int = 4,
+    samples: int = 16,
     image_size: int = 336,
     permutations: int = 5,
     batch_size: int = 2,
     num_workers: int = 4,
     plain_prompts: int = 5,
     repeats: int = 3,
+    pass_repeats: int = 10,
     attn_implementation: str = "sdpa",
     dtype: str = "bfloat16",
     device: str = "cuda",
@@ -46,7 +48,8 @@ def gpu(
         batch_size: samples per batch; their T prompts go through the model together.
         num_workers: data.num_workers.
         plain_prompts: how many prompts the plain way is timed on in each repeat.
-        repeats: how often everything is measured, in turns.
+        repeats: how often ``test`` and the plain way are measured, in turns.
+        pass_repeats: how often single passes are, which are short.
         attn_implementation: sdpa, flash_attention_2 or flash_attention_3; the plain way is eager.
         dtype: number format of the weights.
         device: cuda.
@@ -59,17 +62,18 @@ def gpu(
     with workspace(folder) as path:
         for shape in shapes:
             benches = [
-                Bench.build(path, shape, n, samples, permutations, dtype, device, image_size) for n in num_candidates
+                Bench.build(path, shape, n, samples, permutations, dtype, device, image_size, attn_implementation)
+                for n in num_candidates
             ]
-            yield from one_pass(benches, shape, attn_implementation, batch_size, repeats, rate)
-            yield from whole_test(benches, shape, attn_implementation, batch_size, num_workers, plain_prompts, repeats)
+            yield from one_pass(benches, shape, batch_size, pass_repeats, rate)
+            clear_device_cache(garbage_collection=True)  # the next model should find the card empty
+            yield from whole_test(benches, shape, batch_size, num_workers, plain_prompts, repeats)
+            clear_device_cache(garbage_collection=True)
 
 
-def one_pass(
-    benches: Sequence[Bench], shape: str, attn_implementation: str, batch_size: int, repeats: int, rate: float
-) -> Iterator[Figure]:
+def one_pass(benches: Sequence[Bench], shape: str, batch_size: int, repeats: int, rate: float) -> Iterator[Figure]:
     """The model's pass, batches at hand: vanilla beside agd."""
-    vlm = benches[0].load(attn_implementation)
+    vlm = benches[0].load()
     for bench in benches:
         shown = Pass(bench, vlm=vlm)
         batch = shown.batch(0, batch_size)
@@ -92,7 +96,6 @@ def one_pass(
 def whole_test(
     benches: Sequence[Bench],
     shape: str,
-    attn_implementation: str,
     batch_size: int,
     num_workers: int,
     plain_prompts: int,
@@ -104,13 +107,7 @@ def whole_test(
     module = None
     for bench in benches:
         n = bench.num_candidates
-        test = Test(
-            bench,
-            batch_size,
-            num_workers,
-            module=module,
-            attn_implementation=attn_implementation,
-        )
+        test = Test(bench, batch_size, num_workers, module)
         module = test.module
         plain = PlainRun(bench, plain_prompts, plain_model)
         interleaved({"test": test, "plain": plain}, 1)  # warm
@@ -119,7 +116,10 @@ def whole_test(
         theirs = per_second(plain.num_prompts, seconds["plain"])
         yield Figure(f"{shape}, N={n}: test", ours, " prompts/s")
         yield Figure(f"{shape}, N={n}: plain way", theirs, " prompts/s")
-        yield Figure(f"{shape}, N={n}: times as fast", ratios(ours, theirs), at_least={4: 3.0, 12: 4.0}.get(n))
+        yield Figure(f"{shape}, N={n}: times as fast", ratios(ours, theirs), at_least=FASTER.get(n))
+        # Half precision rounds either way, and random weights leave many decisions near a tie: told, not demanded.
+        differing = float(plain.differences(test))
+        yield Figure(f"{shape}, N={n}: decisions that differ", (differing,), note=plain.compared())
 
 
 def per_second(prompts: int, seconds: Sequence[float]) -> tuple[float, ...]:

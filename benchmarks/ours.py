@@ -43,6 +43,7 @@ class Bench:
     dtype: str = "float32"
     device: str = "cpu"
     image_size: int = 336
+    attn_implementation: str = "sdpa"
     num_calibration: int = 1
 
     @classmethod
@@ -56,30 +57,35 @@ class Bench:
         dtype: str = "float32",
         device: str = "cpu",
         image_size: int = 336,
+        attn_implementation: str = "sdpa",
     ) -> Bench:
         """Write what is missing; one further sample is for calibration."""
         model = build_model(folder / f"{shape}-{dtype}", shape, dtype=dtype, device=device)
         photos = folder / f"questions-{num_candidates}-{num_samples}"
         questions = build_questions(photos, num_samples + 1, num_candidates)
-        return cls(model, questions, num_candidates, num_permutations, dtype, device, image_size)
+        return cls(model, questions, num_candidates, num_permutations, dtype, device, image_size, attn_implementation)
 
     @property
     def samples(self) -> list[Sample]:
         """The test samples."""
         return read_annotations(self.annotations)[self.num_calibration :]
 
-    def load(self, attn_implementation: str = "sdpa") -> VisionLanguageModel:
+    @property
+    def spec(self) -> VLMSpec:
+        """What lad_pl is told of the model."""
+        return VLMSpec(str(self.folder), dtype=self.dtype, attn_implementation=self.attn_implementation)
+
+    def load(self) -> VisionLanguageModel:
         """The model, where it is to compute."""
-        spec = VLMSpec(str(self.folder), dtype=self.dtype, attn_implementation=attn_implementation)
-        return VisionLanguageModel.load(spec).to(torch.device(self.device))
+        return VisionLanguageModel.load(self.spec).to(torch.device(self.device))
 
 
 class Pass:
     """What one forward pass of the loaded model needs: batches, trie, layers and a calibration."""
 
-    def __init__(self, bench: Bench, attn_implementation: str = "sdpa", vlm: VisionLanguageModel | None = None) -> None:
+    def __init__(self, bench: Bench, vlm: VisionLanguageModel | None = None) -> None:
         self.bench = bench
-        self.vlm = vlm or bench.load(attn_implementation)
+        self.vlm = vlm or bench.load()
         self.encoder = self.vlm.encoder(PromptSpec(image_size=bench.image_size))
         self.trie: AnswerTrie = self.encoder.answer_trie(bench.num_candidates)
         self.layers = self.vlm.layers.choose(0.58)
@@ -121,15 +127,13 @@ class Test:
         bench: Bench,
         batch_size: int = 1,
         num_workers: int = 1,
-        attn_implementation: str = "sdpa",
         module: AttentionGuidedDebiasing | None = None,
     ) -> None:
         _quiet()
         self._temporary = TemporaryDirectory(prefix="lad_pl_run_")  # fresh: nothing of an earlier run to take up
         self.run_folder = Path(self._temporary.name)
-        spec = VLMSpec(str(bench.folder), dtype=bench.dtype, attn_implementation=attn_implementation)
         self.module = module or AttentionGuidedDebiasing(
-            spec, PromptSpec(image_size=bench.image_size), readouts=SEVEN_READOUTS, overwrite=True
+            bench.spec, PromptSpec(image_size=bench.image_size), readouts=SEVEN_READOUTS, overwrite=True
         )
         self.data = MultiImageData(
             str(bench.annotations),

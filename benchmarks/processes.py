@@ -22,9 +22,9 @@ SECONDS = "seconds.txt"
 
 
 class Stopwatch(Callback):
-    """Writes down how long the stage took, from the first process's start to its end; loading is not part of it."""
+    """Writes down how long the stage took on the first process; loading and placing the model is not part of it."""
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start = time.perf_counter()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

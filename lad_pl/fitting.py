@@ -21,6 +21,10 @@ _REMEDY = (
 )
 
 
+_ALSO_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How libraries below torch say so."""
+
+
 class Fitting:
     """Cuts a batch in halves when memory runs out, says so, and remembers what fits.
 
@@ -30,6 +34,8 @@ class Fitting:
 
     def __init__(self, tokens: int | None = None) -> None:
         self.tokens = tokens
+        self.samples: float = math.inf
+        """The most samples whose images are tried at a time."""
 
     def __call__(self, see: Callable[[Any], Any], measure: Callable[[Any], Measured], batch: Any) -> Measured:
         """Measure the prompts of a batch, in parts if they do not fit.
@@ -42,14 +48,16 @@ class Fitting:
         Raises:
             UserError: one sample's images, or a single prompt, do not fit.
         """
-        seen = none_if_out_of_memory(see, batch)
-        if seen is not None:
-            return self._measured(measure, seen)
         samples = len(plain_batch(batch).vision)
-        if samples == 1:
-            raise UserError(f"Not even one sample's images fit into memory; {_REMEDY}")
-        _clear(f"Out of memory with the images of {samples} samples at a time; going on with half of them.")
         middle = (samples + 1) // 2
+        if samples <= self.samples:
+            seen = none_if_out_of_memory(see, batch)
+            if seen is not None:
+                return self._measured(measure, seen)
+            if samples == 1:
+                raise UserError(f"Not even one sample's images fit into memory; {_REMEDY}")
+            self.samples = middle
+            _clear(f"Out of memory with the images of {samples} samples at a time; going on with half of them.")
         halves = (_each(batch, Batch.samples, *ends) for ends in ((0, middle), (middle, samples)))
         return _joined([self(see, measure, half) for half in halves])
 
@@ -87,9 +95,15 @@ def none_if_out_of_memory(work: Callable[[Any], Any], batch: Any) -> Any:
     try:
         return work(batch)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        if _is_out_of_memory(error):
             return None
         raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        return True
+    return any(words in str(error) for words in _ALSO_OUT_OF_MEMORY)
 
 
 def _clear(message: str) -> None:

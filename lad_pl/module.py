@@ -226,6 +226,11 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         """Put the model where the Trainer computes; refuse a run folder of another configuration."""
         self._start()
 
+    def on_train_start(self) -> None:
+        """Hear a request to end; not earlier, because Lightning puts up handlers of its own after ``on_fit_start``."""
+        if self.processes is not None:
+            self.processes.listen()
+
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Store the evidence of calibration passes; no loss, no gradient."""
         if self.current_epoch > 0:
@@ -274,6 +279,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             self.calibration, self.provenance = load_calibration(self._calibration_path)
             self._from_folder = True
         self._check_calibration()
+        if self.processes is not None:
+            self.processes.listen()
         self._start()
 
     on_validation_start = on_predict_start = on_test_start
@@ -337,8 +344,6 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     def _start(self) -> None:
         """What every stage begins with, once it is known to be allowed."""
         self._check_run_folder()
-        if self.processes is not None:
-            self.processes.listen()
         self.trainer.strategy.barrier()
         self._model.to(self.device)
 

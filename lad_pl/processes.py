@@ -45,10 +45,12 @@ class Processes:
         """Whether this process has been asked to end; it does so after the batch in hand."""
         self._folder = folder
         self._launched: list[subprocess.Popen[Any]] = []
+        self._watched_by_lightning: list[subprocess.Popen[Any]] = []
         strategy = trainer.strategy
         if not isinstance(strategy.launcher, _SubprocessScriptLauncher):
             return  # processes that are forked or spawned watch each other
-        self._launched = list(strategy.launcher.procs)
+        self._watched_by_lightning = strategy.launcher.procs
+        self._launched = list(self._watched_by_lightning)
         if self._launched:
             _in_background(self._end_with_launched)
         elif isinstance(getattr(strategy, "cluster_environment", None), LightningEnvironment) and trainer.local_rank:
@@ -64,6 +66,8 @@ class Processes:
 
     def _leave(self, signum: int, frame: Any) -> None:
         self.leaving = True
+        # Its observer would kill this process, in the midst of a batch, once one of the others has ended as it should.
+        self._watched_by_lightning.clear()
         for process in self._launched:
             process.send_signal(signum)
 

@@ -121,9 +121,17 @@ def test_a_batch_that_does_not_fit_is_halved(options, alone, tmp_path, monkeypat
     assert sum(size > 2 for size in tried) < 15
 
 
-def test_not_even_one_prompt_fits(options, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: tried 9 bytes",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_not_even_one_prompt_fits(options, tmp_path, monkeypatch, capsys, words: str) -> None:
     def read(self, *arguments):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: tried 9 bytes")
+        raise RuntimeError(words)
 
     monkeypatch.setattr(VisionLanguageModel, "_read", read)
     line = fails(capsys, "fit", *options, f"--trainer.default_root_dir={tmp_path}")
@@ -131,10 +139,11 @@ def test_not_even_one_prompt_fits(options, tmp_path, monkeypatch, capsys) -> Non
 
 
 def test_images_that_do_not_fit_are_seen_by_fewer_samples(options, alone, tmp_path, monkeypatch) -> None:
-    sound, seen = VisionLanguageModel.with_features, []
+    sound, seen, refused = VisionLanguageModel.with_features, [], []
 
     def with_features(self, batch):
         if len(batch.vision) > 1:
+            refused.append(len(batch.vision))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         seen.append(batch.ids)
         return sound(self, batch)
@@ -146,6 +155,8 @@ def test_images_that_do_not_fit_are_seen_by_fewer_samples(options, alone, tmp_pa
     assert metrics == alone[1]
     costs = json.loads((tmp_path / "costs.json").read_text())["methods"]
     assert (costs["agd"]["forwards"], costs["permutation_average"]["forwards"]) == (1, 3)
+    # What fits is remembered: fit has one batch of two samples, and every pass of test begins with three.
+    assert refused == [2, *[3, 2] * 3]
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(options, tmp_path, monkeypatch) -> None:

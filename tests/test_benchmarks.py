@@ -145,10 +145,13 @@ def test_gpu(folder: Path) -> None:
         "num_workers": 0,
         "plain_prompts": 1,
         "repeats": 1,
+        "pass_repeats": 1,
     }
-    figures = by_name(gpu(["tiny"], [4], **small, dtype="float32", device="cpu", folder=str(folder)))
-    assert 0 < figures["tiny, N=4: share of the matrix rate, agd"].median < 100
-    assert figures["tiny, N=4: test"].median > 0
+    figures = by_name(gpu(["tiny"], [4, 10], **small, dtype="float32", device="cpu", folder=str(folder)))
+    for n in (4, 10):
+        assert 0 < figures[f"tiny, N={n}: share of the matrix rate, agd"].median < 100
+        assert figures[f"tiny, N={n}: test"].median > 0
+        assert figures[f"tiny, N={n}: decisions that differ"].values == (0.0,)
 
 
 def test_ways_take_turns_and_figures_say_what_they_reach() -> None:

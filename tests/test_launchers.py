@@ -11,12 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from test_cli import QUIET, write_annotations
 from test_distributed import DDP, ENVIRONMENT, check_equal
 
 from lad_pl.cli import main
+from lad_pl.evidence import read_prompts
+from lad_pl.processes import Processes
 
 NODES = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
 GO_ON = "Run the same command again to go on."
@@ -107,6 +113,47 @@ def test_one_of_two_processes_ends(tmp_path: Path) -> None:
     assert main(["test", *options]) == 0
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "code", "words"), [("first", 143, "Stopped"), ("second", 1, "Process 1 of this run")]
+)
+def test_one_of_two_processes_is_asked_to_end_fit(tmp_path: Path, asked: str, code: int, words: str) -> None:
+    """Whichever it is, the run ends and says so, and one process finishes it."""
+    options = ["--data.num_calibration=150", f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "lad_pl", "fit", *options, *DDP], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    while first.poll() is None and not both_write(tmp_path, set()):
+        time.sleep(0.02)
+    second = launched_by(first.pid)
+    os.kill(first.pid if asked == "first" else second, signal.SIGTERM)
+    told = first.communicate(timeout=60)[1]
+    assert first.returncode == code, told
+    assert words in told
+    assert told.count(GO_ON) == 1
+    assert not (tmp_path / "calibration.ckpt").exists()
+    assert stored_bytes(tmp_path) > 18_000
+    assert main(["fit", *options]) == 0
+    assert read_prompts(tmp_path / "calibration_evidence.parquet").groups.unique().tolist() == list(range(150))
+
+
+def test_lightning_does_not_kill_a_process_that_is_about_to_end(tmp_path: Path) -> None:
+    """Its observer looks every five seconds; the first process may take longer than the others for its last batch."""
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    other, this = (subprocess.Popen(sleeping) for _ in range(2))
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher.procs = [other]
+    observer = _ChildProcessObserver(this.pid, launcher.procs)
+    strategy = SimpleNamespace(launcher=launcher, cluster_environment=None)
+    processes = Processes(SimpleNamespace(strategy=strategy, local_rank=0), tmp_path)
+    processes._leave(signal.SIGTERM, None)
+    assert other.wait() == -signal.SIGTERM
+    assert observer._run()  # it has seen enough
+    assert this.poll() is None
+    this.kill()
+    this.wait()
 
 
 def free_port() -> int:

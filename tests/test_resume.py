@@ -14,6 +14,8 @@ import pytest
 from test_cli import QUIET, fails, write_annotations
 
 from lad_pl.cli import main
+from lad_pl.evidence import read_prompts
+from lad_pl.run import RunFolder
 from lad_pl.vlm import VisionLanguageModel
 
 RESULTS = ("metrics.json", "predictions.jsonl")
@@ -134,14 +136,25 @@ def test_another_readout_replays_the_evidence(base, uninterrupted, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_process_that_is_stopped_again_and_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "ends"),
+    [
+        ("test", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)),
+        ("fit", (signal.SIGINT, signal.SIGTERM)),
+        ("predict", (signal.SIGTERM, signal.SIGKILL)),
+    ],
+)
+def test_a_process_stopped_again_and_again(tmp_path: Path, stage: str, ends: tuple[signal.Signals, ...]) -> None:
     """The demo as a process of its own: each time it keeps what it computed, and says how to go on."""
-    assert main(["fit", f"--trainer.default_root_dir={tmp_path}", *QUIET]) == 0
-    options = ["--data.num_test=150", f"--trainer.default_root_dir={tmp_path}", *QUIET]
-    kept = 0
-    for end, code in ((signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+    options = [f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    if stage != "fit":
+        assert main(["fit", *options]) == 0
+    options += ["--data.num_calibration=150"] if stage == "fit" else ["--data.num_test=150"]
+    folder, kept = RunFolder(tmp_path), 0
+    result = folder.calibration if stage == "fit" else folder.predictions(stage)
+    for end in ends:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lad_pl", "test", *options],
+            [sys.executable, "-m", "lad_pl", stage, *options],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -151,13 +164,14 @@ def test_a_process_that_is_stopped_again_and_again(tmp_path: Path) -> None:
             time.sleep(0.02)
         process.send_signal(end)
         told = process.communicate(timeout=60)[1]
-        assert process.returncode == code, told
+        assert process.returncode == {signal.SIGINT: 1, signal.SIGTERM: 143, signal.SIGKILL: -9}[end], told
         assert ("Run the same command again to go on." in told) == (end != signal.SIGKILL)
-        assert not (tmp_path / "metrics.json").exists()
+        assert not result.exists()
         assert stored_bytes(tmp_path) >= kept + 12_000
         kept = stored_bytes(tmp_path)
-    assert main(["test", *options]) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["num_samples"] == 150
+    assert main([stage, *options]) == 0
+    assert result.exists()
+    assert read_prompts(folder.evidence(stage)).groups.unique().tolist() == list(range(150))
 
 
 def heeds_ctrl_c() -> None:
@@ -166,4 +180,4 @@ def heeds_ctrl_c() -> None:
 
 
 def stored_bytes(folder: Path) -> int:
-    return sum(part.stat().st_size for part in folder.glob("evidence.parquet.parts-*/*"))
+    return sum(part.stat().st_size for part in folder.glob("*evidence.parquet.parts-*/*"))
