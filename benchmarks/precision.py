@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +54,8 @@ def measure(num_test: int, ways: dict[str, list[str]] = WAYS) -> list[dict[str, 
 
 
 def show(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"Demo, N = 4 adversarial, {rows[0]['prompts']} prompts: accuracy in %, (decisions changed)")
+    title = f"Demo, N = 4 adversarial, {rows[0]['prompts']} prompts: accuracy in %, (decisions changed)"
+    table = Table(title=title, box=MARKDOWN)
     for name in ("", "vanilla", "agd", "head_information", "s per prompt"):
         table.add_column(name, justify="right" if name else "left")
     for row in rows:
