@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import memory as memory_script
 from benchmarks.against_plain import against_plain
 from benchmarks.baseline import PlainModel
+from benchmarks.batching import batching
 from benchmarks.candidates import candidates
 from benchmarks.correction import agd, correction, vanilla
 from benchmarks.gpu import gpu
@@ -118,6 +119,15 @@ def test_correction_and_candidates(folder: Path) -> None:
     assert several[1].note == "1 continuations of the prompt"
     assert all(figures[0].median > 0 for figures in (costs, several))
     assert all(-90 < figure.median < 900 for figure in (*costs, *several))
+
+
+def test_batching(folder: Path) -> None:
+    small = {"num_candidates": 2, "samples": 12, "permutations": 2, "batch_tokens": 1500, "compared": 3}
+    figures = by_name(batching(**small, folder=str(folder)))
+    assert 0 < figures["padding"].median < figures["padding in the annotations' order"].median
+    difference = figures["log-probabilities, in a batch or alone, largest difference"]
+    assert difference.note == "over 6 prompts"
+    assert difference.median < 100  # millionths
 
 
 def test_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
