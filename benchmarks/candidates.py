@@ -52,27 +52,20 @@ def several_over_one(shown: Pass, batch: Batch, repeats: int, clock: Clock) -> I
     n = shown.bench.num_candidates
     letters = first_tokens(shown, n)
     stopwatch = Stopwatch(clock)
-    own: list[float] = []
 
     def digits() -> None:
         shown.vlm.evidence(batch, shown.trie, shown.layers)
 
-    def watched_digits() -> None:
-        before = stopwatch.seconds
-        with stopwatch.inside(*OWN_WORK):
-            digits()
-        own.append(stopwatch.seconds - before)
-
     # On a GPU looking at the clock means waiting for the card, which would itself cost time.
     watch = shown.bench.device == "cpu"
     ways = {
-        "digits": watched_digits if watch else digits,
+        "digits": stopwatch.lapped(digits, *OWN_WORK) if watch else digits,
         "one token": lambda: shown.vlm.evidence(batch, letters, shown.layers),
     }
     interleaved(ways, 1)  # warm
     seconds = interleaved(ways, repeats, clock)
     if watch:
-        share = tuple(100 * part for part in ratios(own[-repeats:], seconds["one token"]))
+        share = tuple(100 * part for part in ratios(stopwatch.laps[-repeats:], seconds["one token"]))
         yield Figure(f"the continuations' own work, share of one token's time, N={n}", share, " %", at_most=5.0)
     more = more_than(seconds["digits"], seconds["one token"])
     note = f"{len(shown.trie.branchings()) - 1} continuations of the prompt"

@@ -62,14 +62,8 @@ def in_time(bench: Bench, repeats: int, clock: Clock) -> Iterator[Figure]:
     shown = Pass(bench)
     batch = shown.batch()
     stopwatch = Stopwatch(clock)
-    own: list[float] = []
-
-    def watched_agd() -> None:
-        before = stopwatch.seconds
-        with stopwatch.inside(*OWN_WORK):
-            corrected(stopwatch.around(READOUTS["agd"]), shown, batch)
-        own.append(stopwatch.seconds - before)
-
+    readout = stopwatch.around(READOUTS["agd"])
+    watched_agd = stopwatch.lapped(lambda: corrected(readout, shown, batch), *OWN_WORK)
     # On a GPU looking at the clock means waiting for the card, which would itself cost time.
     watch = bench.device == "cpu"
     ways = {"vanilla": lambda: vanilla(shown, batch), "agd": watched_agd if watch else lambda: agd(shown, batch)}
@@ -77,7 +71,7 @@ def in_time(bench: Bench, repeats: int, clock: Clock) -> Iterator[Figure]:
     seconds = interleaved(ways, repeats, clock)
     n = bench.num_candidates
     if watch:
-        share = tuple(100 * part for part in ratios(own[-repeats:], seconds["vanilla"]))
+        share = tuple(100 * part for part in ratios(stopwatch.laps[-repeats:], seconds["vanilla"]))
         note = "attention rows, sums over the spans, correction"
         yield Figure(f"agd's own work, share of vanilla's time, N={n}", share, " %", at_most=2.0, note=note)
     yield Figure(f"agd over vanilla, time, N={n}", more_than(seconds["agd"], seconds["vanilla"]), " %", at_most=2.0)

@@ -74,6 +74,8 @@ class Stopwatch:
 
     def __init__(self, clock: Clock = "wall") -> None:
         self.seconds = 0.0
+        self.laps: list[float] = []
+        """Seconds of each call of what :meth:`lapped` returned."""
         self._clock = clock
         self._running = False
 
@@ -101,6 +103,17 @@ class Stopwatch:
             for owner, name in functions:
                 stack.enter_context(patch.object(owner, name, self.around(getattr(owner, name))))
             yield self
+
+    def lapped(self, work: Callable[[], Any], *functions: tuple[Any, str]) -> Callable[[], None]:
+        """The work, with the watch put around functions while it is done."""
+
+        def lap() -> None:
+            before = self.seconds
+            with self.inside(*functions):
+                work()
+            self.laps.append(self.seconds - before)
+
+        return lap
 
 
 def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock = "wall") -> Seconds:
