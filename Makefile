@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev
 
 ## models: measure every model family again and write the README's table of models
 models: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest tests/test_families.py --write-models-table
+	$(VENV)/bin/python -m pytest tests/vlm/test_families.py --write-models-table
 
 ## lint: style, format and types
 lint: $(VENV)/.installed-dev

@@ -8,7 +8,7 @@ from benchmarks.baseline import PlainModel, decisions
 from benchmarks.measure import Figure, interleaved, ratios, run
 from benchmarks.models import workspace
 from benchmarks.ours import SEVEN_READOUTS, Bench, Test
-from lad_pl.permute import Permutation, random_permutations
+from lad_pl.data.permutations import Permutation, random_permutations
 from lad_pl.types import Evidence, Sample
 
 FASTER = {4: 3.0, 12: 4.0}

@@ -10,8 +10,8 @@ from benchmarks.measure import Clock, Figure, Stopwatch, interleaved, more_than,
 from benchmarks.models import workspace
 from benchmarks.ours import Bench, Pass
 from lad_pl import VisionLanguageModel
-from lad_pl.answers import AnswerTrie
-from lad_pl.prompts import identifiers
+from lad_pl.prompts.answer_trie import AnswerTrie
+from lad_pl.prompts.template import identifiers
 from lad_pl.types import Batch
 
 OWN_WORK = ((VisionLanguageModel, "_logits_after"), (DynamicCache, "update"))

@@ -13,9 +13,9 @@ from benchmarks.measure import Clock, Figure, Stopwatch, interleaved, more_than,
 from benchmarks.memory import isolated_peaks
 from benchmarks.models import workspace
 from benchmarks.ours import SETTINGS, Bench, Pass
-from lad_pl import capture
 from lad_pl.readouts import READOUTS
 from lad_pl.types import Batch
+from lad_pl.vlm import capture
 
 OWN_WORK = ((capture, "last_query_attention"), (capture.AttentionMass, "add"), (capture.AttentionMass, "stacked"))
 """What a pass does for the correction and for nothing else, up to the readout."""
@@ -99,7 +99,7 @@ def corrected(readout: Callable[..., torch.Tensor], shown: Pass, batch: Batch) -
 
 def vanilla(shown: Pass, batch: Batch) -> torch.Tensor:
     """The same pass, with nothing watched: the candidates' log-probabilities."""
-    with patch("lad_pl.vlm.adapter.capture", nothing_captured):
+    with patch("lad_pl.vlm.model.capture", nothing_captured):
         evidence = shown.evidence(batch).cpu()
     assert not evidence.attention.any(), "attention was captured all the same"
     return READOUTS["vanilla"](evidence, shown.calibration, SETTINGS)
@@ -107,7 +107,7 @@ def vanilla(shown: Pass, batch: Batch) -> torch.Tensor:
 
 @contextmanager
 def nothing_captured(*args: Any, **kwargs: Any) -> Iterator[Any]:
-    """Stands in for :func:`lad_pl.capture.capture`."""
+    """Stands in for :func:`lad_pl.vlm.capture.capture`."""
 
     class Nothing:
         def stacked(self) -> torch.Tensor:

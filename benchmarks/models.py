@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from lad_pl.errors import UserError
-from lad_pl.prompts import BASE_TEMPLATE
+from lad_pl.prompts.template import BASE_TEMPLATE
 
 
 @dataclass(frozen=True)

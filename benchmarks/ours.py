@@ -15,13 +15,13 @@ import torch
 
 from benchmarks.models import build_model, build_questions
 from lad_pl import AttentionGuidedDebiasing, PromptSpec, VisionLanguageModel, VLMSpec
-from lad_pl.answers import AnswerTrie
 from lad_pl.calibrate import calibrate
 from lad_pl.checkpoint import load_calibration
 from lad_pl.data.annotations import read_annotations
+from lad_pl.data.datamodule import MultiImageData
 from lad_pl.data.images import load_photo
-from lad_pl.data.module import MultiImageData
-from lad_pl.permute import cyclic_shifts, random_permutations
+from lad_pl.data.permutations import cyclic_shifts, random_permutations
+from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.readouts import ReadoutSettings
 from lad_pl.types import Batch, Calibration, Evidence, PermutedSample, Sample
 

@@ -7,9 +7,10 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from benchmarks.measure import Figure, run, timed
-from lad_pl.sweep import sweep as sweep_run
 from tests.synthetic_run import synthetic_run
+
+from benchmarks.measure import Figure, run, timed
+from lad_pl.analysis.sweep import sweep as sweep_run
 
 _TARGET = 60.0
 """Seconds for 1,000 settings on 5,000 prompts with N = 8 and 15 layers."""

@@ -21,22 +21,22 @@ from torch import nn
 from lad_pl.calibrate import calibrate
 from lad_pl.checkpoint import load_calibration, pack, unpack
 from lad_pl.data.annotations import digest, sample_key
-from lad_pl.data.module import MultiImageData
+from lad_pl.data.datamodule import MultiImageData
+from lad_pl.data.permutations import cyclic_shifts, random_permutations
 from lad_pl.errors import UserError
-from lad_pl.evidence import EvidenceStore, read_prompts
-from lad_pl.fitting import Fitting
-from lad_pl.pass_run import PassRun
-from lad_pl.passes import METHODS, PASSES, PLAIN, MethodSettings, Pass, check_methods
-from lad_pl.permute import cyclic_shifts, random_permutations
-from lad_pl.processes import Processes
-from lad_pl.prompts import PromptSpec
+from lad_pl.evidence.store import EvidenceStore, read_prompts
+from lad_pl.methods import METHODS, PASSES, PLAIN, MethodSettings, Pass, check_methods
+from lad_pl.methods.runner import PassRun
+from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import first_difference, library_versions
 from lad_pl.readouts import ReadoutSettings, check_names
-from lad_pl.replay import Results, replay
-from lad_pl.run import Record, RunFolder, WriteRun
+from lad_pl.run.folder import Record, RunFolder, WriteRun
+from lad_pl.run.processes import Processes
+from lad_pl.run.scoring import Results, replay
 from lad_pl.types import Calibration
 from lad_pl.vlm import VisionLanguageModel, VLMSpec
 from lad_pl.vlm.layers import LayerChoice
+from lad_pl.vlm.oom_split import Fitting
 
 T = TypeVar("T")
 SIGTERM_EXIT = 128 + 15

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from paths import SHARED
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
 
 from collections.abc import Callable
@@ -18,7 +20,6 @@ from tiny_vlm import build_tiny_qwen
 from lad_pl import PromptSpec, VisionLanguageModel, VLMSpec
 
 MEASURED = pytest.StashKey[dict[str, dict[str, float]]]()
-SHARED = Path(__file__).parents[1].parent / "shared"
 torch.set_num_threads(1)  # the models are tiny
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lad_pl import UserError
-from lad_pl.permute import random_permutations
+from lad_pl.data.permutations import random_permutations
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(ROOT))
 from benchmarks import memory as memory_script
 from benchmarks.against_plain import against_plain
 from benchmarks.baseline import PlainModel

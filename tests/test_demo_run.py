@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paths import CONFIGS
 
 from lad_pl.assets import asset
 from lad_pl.cli import main
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_its_attention_knows_better(demo: dict[str, dict], set_name: str, readou
     assert corrected["consistency"] > vanilla["consistency"] + 0.2
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
+@pytest.mark.parametrize("config", SHIPPED, ids=[path.stem for path in SHIPPED])
 @pytest.mark.parametrize("command", ["fit", "test", "predict"])
 def test_every_shipped_configuration_parses(config: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """--print_config checks every name and type; qwen.yaml and demo.yaml also run, in test_cli.py and above."""

@@ -11,12 +11,12 @@ from typing import Any
 
 from PIL import Image
 
-from lad_pl.data.dataset import LoadImage
+from lad_pl.analysis.ranking import Group, groups
+from lad_pl.data.batches import LoadImage
+from lad_pl.data.datamodule import MultiImageData, Split
 from lad_pl.data.images import FORMATS, open_image, resize, size_of
-from lad_pl.data.module import MultiImageData, Split
 from lad_pl.errors import UserError
 from lad_pl.provenance import short_digest
-from lad_pl.ranking import Group, groups
 from lad_pl.types import Sample
 
 

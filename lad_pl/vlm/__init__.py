@@ -1,9 +1,9 @@
 """Vision-language models: loading, prompts in, evidence out."""
 
-from lad_pl.vlm.adapter import VisionLanguageModel
 from lad_pl.vlm.encoder import PromptEncoder
-from lad_pl.vlm.llava_onevision1_5 import register
-from lad_pl.vlm.spec import VLMSpec
+from lad_pl.vlm.families.llava_onevision1_5 import register
+from lad_pl.vlm.loading import VLMSpec
+from lad_pl.vlm.model import VisionLanguageModel
 
 register()  # transformers' Auto classes then know LLaVA-OneVision-1.5
 

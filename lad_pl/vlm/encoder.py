@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
 
-from lad_pl.answers import AnswerTrie
 from lad_pl.errors import UserError, first_line
-from lad_pl.prompts import PromptSpec, identifiers
+from lad_pl.prompts.answer_trie import AnswerTrie
+from lad_pl.prompts.template import PromptSpec, identifiers
 from lad_pl.provenance import short_digest
 from lad_pl.types import Batch, PermutedSample
 from lad_pl.vlm.content_free import CONTENT_FREE, swap_text

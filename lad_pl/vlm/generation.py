@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from lad_pl.errors import UserError
-from lad_pl.free_text import THINKING_OPENED
+from lad_pl.prompts.answer_parsing import THINKING_OPENED
 from lad_pl.types import Batch
-from lad_pl.vlm.adapter import VisionLanguageModel
+from lad_pl.vlm.model import VisionLanguageModel
 
 _THINKING_TOKEN = re.compile(r"think|thought|channel", re.I)
 _FORBIDDEN = ("bad_words_ids", "suppress_tokens")

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lad_pl.capture import check_layers
 from lad_pl.errors import UserError
+from lad_pl.vlm.capture import check_layers
 
 LayerChoice = list[int] | int | float | str
 

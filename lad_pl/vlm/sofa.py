@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lad_pl.capture import AttentionFunction, check_layers, wrapped_attention
 from lad_pl.errors import UserError
+from lad_pl.vlm.capture import AttentionFunction, check_layers, wrapped_attention
 from lad_pl.vlm.layers import DecoderLayers
 
 BACKENDS = ("sdpa", "eager")

@@ -3,10 +3,10 @@
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lad_pl.demo.evaluation import evaluate
@@ -15,7 +15,7 @@ from lad_pl.demo.questions import Encoder, draw_question, skewed_positions, unif
 from lad_pl.demo.sets import build_set
 from lad_pl.demo.train import Recipe, probe, probe_inputs, torch_threads, train
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "demo-vlm"
+CHECKPOINT = ROOT / "checkpoints" / "demo-vlm"
 
 
 def two_steps(recipe):

@@ -1,0 +1,1 @@
+"""What can be said of finished runs, from their files."""

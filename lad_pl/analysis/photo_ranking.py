@@ -1,0 +1,130 @@
+"""A person's photos in the order in which they match a caption: the ranking, a table, a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from lad_pl.analysis.ranking import log_probabilities, strengths
+from lad_pl.data.images import open_image
+from lad_pl.data.photos import PhotoData
+from lad_pl.errors import UserError
+from lad_pl.files import whole_file
+from lad_pl.readouts import ReadoutSettings
+
+_THUMBNAIL, _COLUMNS, _MARGIN, _LINE = 220, 5, 12, 18
+Ranking = dict[str, Any]
+
+
+def rank_photos(
+    records: Iterable[Mapping[str, Any]], data: PhotoData, settings: ReadoutSettings, rank_by: str
+) -> list[Ranking]:
+    """Put the answers to all prompts together, one ranking per caption.
+
+    Args:
+        records: the lines of predictions.jsonl.
+        data: the question: its photos, captions and groups.
+        settings: the readouts' free choices.
+        rank_by: the readout that orders the photos.
+
+    Returns:
+        For each caption ``caption``, ``rank_by``, ``photos`` (best first: ``image`` and ``probability`` by readout)
+        and ``agreement`` by readout: the share of orders of the images under which the same photo of a group came
+        first, from 1 / N to 1; 1 means that the order did not matter.
+    """
+    prompts: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        prompts.setdefault(record["id"], []).append(record)
+    rankings = []
+    for number, caption in enumerate(data.captions):
+        asked = [prompts[f"{number}-{group}"] for group in range(len(data.groups))]
+        probabilities, agreement = {}, {}
+        for readout in asked[0][0]["scores"]:
+            by_group = torch.stack([_by_photo(group, readout, settings) for group in asked])  # (G, T, N)
+            merged = by_group.mean(1).log_softmax(-1)
+            probabilities[readout] = strengths(data.groups, merged, len(data.photos)).exp().tolist()
+            first = by_group.argmax(-1) == merged.argmax(-1)[:, None]
+            agreement[readout] = float(first.double().mean())
+        order = sorted(range(len(data.photos)), key=lambda photo: -probabilities[rank_by][photo])
+        photos = [
+            {"image": data.photos[photo], "probability": {name: p[photo] for name, p in probabilities.items()}}
+            for photo in order
+        ]
+        rankings.append({"caption": caption, "rank_by": rank_by, "photos": photos, "agreement": agreement})
+    return rankings
+
+
+def _by_photo(prompts: Sequence[Mapping[str, Any]], readout: str, settings: ReadoutSettings) -> Tensor:
+    """(T, N) log-probabilities of a group's photos under its T permutations, in the group's order."""
+    rows = []
+    for prompt in prompts:
+        by_position = log_probabilities(readout, torch.tensor(prompt["scores"][readout]).double(), settings)
+        rows.append(torch.empty_like(by_position).scatter(0, torch.tensor(prompt["permutation"]), by_position))
+    return torch.stack(rows)
+
+
+def ranking_table(ranking: Ranking) -> Group:
+    """One row per photo, best first, with its probability by the ranking readout and by the model's own answer."""
+    rank_by = ranking["rank_by"]
+    readouts = [rank_by, *(["vanilla"] if "vanilla" in ranking["agreement"] and rank_by != "vanilla" else [])]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column("photo", overflow="fold")
+    for readout in readouts:
+        table.add_column(readout, justify="right")
+    for place, photo in enumerate(ranking["photos"], 1):
+        shares = (f"{100 * photo['probability'][readout]:.1f} %" for readout in readouts)
+        table.add_row(str(place), Text(photo["image"]), *shares)
+    told = ", ".join(f"{readout} {100 * ranking['agreement'][readout]:.0f} %" for readout in readouts)
+    note = f"The same photo came first whatever the order of the images: {told}."
+    return Group(Text(f"\n{ranking['caption']}", "bold"), table, Text(note, "dim"))
+
+
+def write_contact_sheet(path: str | Path, rankings: Sequence[Ranking]) -> None:
+    """Write one picture: for every caption its photos, best first, with their probabilities.
+
+    Raises:
+        UserError: the file cannot be written as a picture.
+    """
+    font = ImageFont.load_default(size=14)
+    width = _MARGIN + _COLUMNS * (_THUMBNAIL + _MARGIN)
+    cell = _THUMBNAIL + _LINE + _MARGIN
+    heights = [_LINE + _MARGIN + -(-len(ranking["photos"]) // _COLUMNS) * cell for ranking in rankings]
+    sheet = Image.new("RGB", (width, _MARGIN + sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for ranking, height in zip(rankings, heights, strict=True):
+        draw.text((_MARGIN, top), _cut(ranking["caption"], font, width - 2 * _MARGIN), "black", font)
+        for place, photo in enumerate(ranking["photos"]):
+            row, column = divmod(place, _COLUMNS)
+            left, upper = _MARGIN + column * (_THUMBNAIL + _MARGIN), top + _LINE + row * cell
+            thumbnail = open_image(Path(photo["image"]), upright=True)
+            thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            sheet.paste(thumbnail, (left, upper + _THUMBNAIL - thumbnail.height))
+            share = f"{100 * photo['probability'][ranking['rank_by']]:.1f} %"
+            words = _cut(f"{place + 1}  {share}  {Path(photo['image']).name}", font, _THUMBNAIL)
+            draw.text((left, upper + _THUMBNAIL), words, "black", font)
+        top += height
+    try:
+        with whole_file(path) as partial:
+            sheet.save(partial, format=Image.registered_extensions()[Path(path).suffix.lower()])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"Cannot write the contact sheet {path} ({error}); give a name such as sheet.jpg.") from error
+
+
+def _cut(text: str, font: Any, width: int) -> str:
+    """As much of a text as fits."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

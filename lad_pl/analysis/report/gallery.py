@@ -1,0 +1,111 @@
+"""Which samples the page shows one by one, and what of them: plain values for the page's script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lad_pl.analysis.report.profiles import attention_shares
+from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
+from lad_pl.analysis.report.thumbnails import thumbnails
+
+_KINDS = ("lost", "gained", "wrong", "right")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The prompts on the page."""
+
+    content: Mapping[str, Any]
+    """What the script reads: methods, samples, prompts, and every distinct image once."""
+    missing: Sequence[str]
+    """Names of the images that could not be shown."""
+    shown: int
+    """Samples on the page."""
+    total: int
+    """Samples of the run."""
+
+
+def make_gallery(run: ReportedRun, size: int, folder: Path | None) -> Gallery:
+    """Choose samples and gather what is shown of them.
+
+    Args:
+        run: the run.
+        size: how many samples at most, each under all its permutations.
+        folder: of the images; where the run says, if None.
+    """
+    stored = run.report.get("images")
+    folder = folder if folder is not None or stored is None else Path(stored)
+    chosen = choose(run.right(BASELINE), run.right(run.headline), size)
+    num_permutations = run.prompts.num_permutations
+    first_rows = [sample * num_permutations for sample in chosen]
+    pictures = thumbnails((name for row in first_rows for name in run.records[row]["images"]), folder)
+    place = {name: number for number, name in enumerate(pictures)}
+    samples = [
+        {"id": record["id"], "caption": record["caption"], "images": [place[name] for name in record["images"]]}
+        for record in (run.records[row] for row in first_rows)
+    ]
+    prompts = [
+        prompt
+        for number, row in enumerate(first_rows)
+        for prompt in _prompts(run, number, range(row, row + num_permutations))
+    ]
+    content = {
+        "methods": [*run.methods],
+        "headline": run.headline,
+        "candidates": run.num_candidates,
+        "orders": num_permutations,
+        "names": [*pictures],
+        "pictures": [*pictures.values()],
+        "samples": samples,
+        "prompts": prompts,
+    }
+    missing = [name for name, picture in pictures.items() if picture is None]
+    return Gallery(content, missing, len(chosen), len(run.records) // num_permutations)
+
+
+def choose(base: Tensor, corrected: Tensor, size: int) -> list[int]:
+    """Numbers of at most ``size`` samples, a mix that is worth looking at.
+
+    They are taken in turn from those that the correction spoils in some order of the images, those that it mends,
+    those that both get wrong, and those that both get right, until none is left or the page is full.
+
+    Args:
+        base: (G, T) whether the baseline has each prompt right.
+        corrected: (G, T) the same for the corrected answers.
+        size: how many.
+    """
+    lost, gained = (base & ~corrected).any(1), (~base & corrected).any(1)
+    wrong = (~base & ~corrected).any(1)
+    kinds = torch.where(lost, 0, torch.where(gained, 1, torch.where(wrong, 2, 3)))
+    waiting = [(kinds == kind).nonzero().flatten().tolist() for kind in range(len(_KINDS))]
+    turns = [(turn, kind, sample) for kind, samples in enumerate(waiting) for turn, sample in enumerate(samples)]
+    return [sample for _, _, sample in sorted(turns)[:size]]
+
+
+def _prompts(run: ReportedRun, sample: int, rows: range) -> list[dict[str, Any]]:
+    chosen = torch.tensor(rows)
+    attention = attention_shares(run.prompts.evidence.layer_attention[chosen], run.run.readout.top_layers)
+    choices = {name: values[chosen].tolist() for name, values in run.choices.items()}
+    shares = {name: _per_mille(values[chosen].exp()) for name, values in run.log_probs.items()}
+    return [
+        {
+            "sample": sample,
+            "order": number,
+            "permutation": run.records[row]["permutation"],
+            "target": run.records[row]["target"],
+            "choices": [choices[name][number] for name in run.methods],
+            "shares": [shares[name][number] if name in shares else None for name in run.methods],
+            "attention": _per_mille(attention[number]),
+        }
+        for number, row in enumerate(rows)
+    ]
+
+
+def _per_mille(shares: Tensor) -> Any:
+    return (1000 * shares).round().int().tolist()

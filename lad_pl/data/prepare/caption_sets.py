@@ -1,0 +1,409 @@
+"""Random and adversarial sets from captioned images, as in the paper's appendix C."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from lad_pl.data.prepare.captions import CaptionedImages, read_categories, read_coco, read_dataset, read_flickr
+from lad_pl.data.prepare.clip_embeddings import ClipSpec, Embeddings, embed, progress
+from lad_pl.data.prepare.hard_negatives import Exclusion, Pool, category_bits, exclusions, nearest_candidates
+from lad_pl.errors import UserError
+from lad_pl.files import write_annotations
+
+Difficulty = Literal["random", "adversarial"]
+MissingImages = Literal["error", "drop"]
+Compat = Literal["published"]
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+# ------------------------------------------------------------------------------------------------ the commands
+
+
+def coco(
+    captions: str = "data/coco/annotations/captions_val2014.json",
+    instances: str | None = "data/coco/annotations/instances_val2014.json",
+    images: str = "data/coco/val2014",
+    output: str = "data/coco",
+    **options: Any,
+) -> None:
+    """Make random and adversarial sets from COCO's captions, categories and images.
+
+    Args:
+        captions: official captions JSON, or {image name: caption} as JSON or the published repository's pickle.
+        instances: official instances JSON, or {image name: categories} as JSON or pickle; null knows no categories.
+        images: folder of the images.
+        output: folder for the annotation files, and for the embeddings unless they have their own.
+        **options: those of :func:`build_sets`.
+    """
+    build_sets(read_coco(captions, instances), images, output, **options)
+
+
+def flickr8k(
+    captions: str = "data/flickr8k/Flickr8k.token.txt",
+    images: str = "data/flickr8k/Flicker8k_Dataset",
+    output: str = "data/flickr8k",
+    **options: Any,
+) -> None:
+    """Make random and adversarial sets from Flickr8k, which has no categories.
+
+    The official file has captions of one image that does not exist (2258277193_586949ec62.jpg.1): set missing_images
+    to drop.
+
+    Args:
+        captions: Flickr8k.token.txt, the CSV captions.txt, or Karpathy's dataset_flickr8k.json.
+        images: folder of the images.
+        output: folder for the annotation files, and for the embeddings unless they have their own.
+        **options: those of :func:`build_sets`.
+    """
+    build_sets(read_flickr(captions), images, output, **options)
+
+
+def flickr30k(
+    captions: str = "data/flickr30k/results_20130124.token",
+    images: str = "data/flickr30k/flickr30k-images",
+    output: str = "data/flickr30k",
+    **options: Any,
+) -> None:
+    """Make random and adversarial sets from Flickr30k, which has no categories.
+
+    Args:
+        captions: results_20130124.token, the CSV results.csv, or Karpathy's dataset_flickr30k.json.
+        images: folder of the images.
+        output: folder for the annotation files, and for the embeddings unless they have their own.
+        **options: those of :func:`build_sets`.
+    """
+    build_sets(read_flickr(captions), images, output, **options)
+
+
+def captions(
+    dataset: str,
+    output: str,
+    images: str | None = None,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    split: str | None = None,
+    subset: str | None = None,
+    categories: str | None = None,
+    **options: Any,
+) -> None:
+    """Make random and adversarial sets from any captioned images: a Hugging Face data set or a local table.
+
+    Args:
+        dataset: id of a Hugging Face data set, local folder of one, or Parquet, JSON, JSONL or CSV file.
+        output: folder for the annotation files, and for the embeddings unless they have their own.
+        images: folder of the images that the image column names; unset if the column holds the pictures themselves,
+            which are then written to the folder images in output.
+        image_column: column of image names or pictures.
+        caption_column: column of a caption or a list of captions.
+        split: split of a Hugging Face data set; needed if it has several.
+        subset: configuration of a Hugging Face data set; needed if it has several.
+        categories: JSON of {image name: [category, ...]}, or COCO's instances file; unset knows no categories.
+        **options: those of :func:`build_sets`.
+    """
+    written = Path(output) / "images"
+    folder = None if images is None else Path(images)
+    source = read_dataset(dataset, image_column, caption_column, split, subset, folder, written)
+    if categories is not None:
+        source = replace(source, categories=read_categories(categories))
+    build_sets(source, images or str(written), output, **options)
+
+
+def build_sets(
+    source: CaptionedImages,
+    images: str,
+    output: str,
+    num_candidates: Sequence[int] = (4, 8, 12),
+    num_samples: int = 1005,
+    difficulties: Sequence[Difficulty] = ("random", "adversarial"),
+    pool_size: int = 20000,
+    seed: int = 42,
+    exclude: Exclusion = "subset",
+    max_text_similarity: float = 0.9,
+    compat: Compat | None = None,
+    image_prefix: str = "",
+    missing_images: MissingImages = "error",
+    model: str = "ViT-L-14",
+    pretrained: str = "openai",
+    embeddings: str | None = None,
+    rebuild: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 2,
+) -> None:
+    """Write annotations_N_1_random.json and annotations_N_1_adversarial.json for every N.
+
+    A sample asks which of N images has the anchor's caption. In the random sets the others are any images of the
+    pool; in the adversarial sets they are those nearest to the anchor by CLIP's image embeddings, without images of
+    the same categories or with a similar caption. All N and both difficulties ask for the same anchors, each once.
+
+    Args:
+        source: the captioned images.
+        images: folder of the images.
+        output: folder for the annotation files.
+        num_candidates: the numbers N of images per sample, one pair of files each.
+        num_samples: samples per file; 5 of them become calibration samples unless fit is told otherwise.
+        difficulties: random, adversarial or both; random alone needs no CLIP model.
+        pool_size: images to draw from, sampled from all usable ones; all if there are fewer.
+        seed: of pool, anchors, random images and the order of the images.
+        exclude: subset leaves out images with all of the anchor's categories, as the published code does; identical
+            only those with the same set of categories, as the paper says: harder, but more captions fit two images.
+        max_text_similarity: images whose caption is at least this similar to the anchor's are left out (cosine).
+        compat: published draws as the published code does, which draws anchors with repetition and anew for each file.
+        image_prefix: written before the image names, such as data/val2014/ in the published files.
+        missing_images: error stops at images without file or caption and at broken files; drop leaves them out.
+        model: open_clip model; hf-hub:OWNER/NAME or local-dir:FOLDER (open_clip_config.json and weights) work as well.
+        pretrained: open_clip's name of the weights, or a local checkpoint file (OpenAI's: with ViT-L-14-quickgelu).
+        embeddings: folder that keeps the embeddings, to be taken up after an interruption and used again; the folder
+            embeddings in output if unset.
+        rebuild: compute the embeddings anew if those there are of another model.
+        batch_size: images embedded at once.
+        num_workers: processes that decode images; 0 does it in the main process.
+
+    Raises:
+        UserError: an input is missing or malformed, or there are too few images.
+    """
+    _check_numbers(num_candidates, num_samples, difficulties, pool_size, batch_size, num_workers)
+    folder = Path(images)
+    names = usable_images(source, folder, missing_images)
+    _check_pool(min(pool_size, len(names)), num_candidates, num_samples, distinct=compat is None)
+    if compat is None:  # the published code embeds all images, and draws from those that could be embedded
+        names = sorted(_sampled(names, pool_size, seed))
+    embedded = None
+    if "adversarial" in difficulties:
+        store = Path(embeddings) if embeddings else Path(output) / "embeddings"
+        captions = {name: source.captions[name][0] for name in names}
+        embedded = embed(captions, folder, store, ClipSpec(model, pretrained), batch_size, num_workers, rebuild)
+        names = _without_broken(embedded, missing_images, store)
+    pool = _sampled(names, pool_size, seed) if compat else names
+    _check_pool(len(pool), num_candidates, num_samples, distinct=compat is None)  # less what turned out broken
+    print(f"Pool: {len(pool):,} images, drawn with seed {seed}.")
+    miner = None if embedded is None else _Miner(source, embedded, pool, max_text_similarity, exclude)
+    files: dict[str, list[dict[str, Any]]] = {}
+    for n in num_candidates:
+        draws = published_draws(len(names), len(pool), n, num_samples, seed) if compat else None
+        for difficulty in difficulties:
+            drawn = draws[difficulty] if draws else paired_draws(len(pool), n, num_samples, seed, difficulty)
+            if miner is not None and difficulty == "adversarial":
+                drawn = miner.fill(drawn, n)
+            files[f"annotations_{n}_1_{difficulty}.json"] = _annotations(drawn, pool, source, image_prefix)
+    for name, samples in files.items():
+        write_annotations(Path(output) / name, samples)
+        print(f"{Path(output) / name}: {len(samples):,} samples of {len(samples[0]['image_ids'])} images.")
+    base = images.rstrip("/").removesuffix(image_prefix.rstrip("/")) or "."
+    print(
+        "Next: python -m lad_pl fit --config configs/qwen.yaml --data.annotations "
+        f"{shlex.quote(str(Path(output) / next(iter(files))))} --data.images {shlex.quote(base)}"
+        f"{' --data.num_permutations 2' if num_candidates[0] == 2 else ''}"
+    )
+
+
+# --------------------------------------------------------------------------------------------------- the draws
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample in places of the pool."""
+
+    anchor: int
+    negatives: tuple[int, ...]
+    order: tuple[int, ...]
+    """Which of anchor (0) and negatives (1 to N - 1) stands where."""
+
+
+def published_draws(
+    num_images: int, pool_size: int, num_candidates: int, num_samples: int, seed: int
+) -> dict[Difficulty, list[Draw]]:
+    """What the published code draws, random before adversarial, from one generator that has drawn the pool before.
+
+    The negatives of an adversarial draw are yet to be found; how many images the generator shuffles is all it sees.
+    """
+    generator = Random(seed)
+    generator.sample(range(num_images), pool_size)
+    draws: dict[Difficulty, list[Draw]] = {"random": [], "adversarial": []}
+    for difficulty, drawn in draws.items():
+        for _ in range(num_samples):
+            anchor = generator.sample(range(pool_size), num_candidates)[0]
+            random = difficulty == "random"
+            negatives = _others(generator, anchor, pool_size, num_candidates - 1) if random else ()
+            drawn.append(Draw(anchor, negatives, _order(generator, num_candidates)))
+    return draws
+
+
+def paired_draws(
+    pool_size: int, num_candidates: int, num_samples: int, seed: int, difficulty: Difficulty
+) -> list[Draw]:
+    """Distinct anchors, the same for every N and difficulty; all else from a generator of the file's own."""
+    anchors = Random(f"{seed} anchors").sample(range(pool_size), num_samples)
+    generator = Random(f"{seed} {difficulty} {num_candidates}")
+    return [
+        Draw(
+            anchor,
+            _others(generator, anchor, pool_size, num_candidates - 1) if difficulty == "random" else (),
+            _order(generator, num_candidates),
+        )
+        for anchor in anchors
+    ]
+
+
+def _sampled(names: Sequence[str], pool_size: int, seed: int) -> list[str]:
+    return Random(seed).sample(names, min(pool_size, len(names)))
+
+
+def _others(generator: Random, anchor: int, pool_size: int, count: int) -> tuple[int, ...]:
+    """Sampled from the pool without the anchor."""
+    return tuple(place + (place >= anchor) for place in generator.sample(range(pool_size - 1), count))
+
+
+def _order(generator: Random, num_candidates: int) -> tuple[int, ...]:
+    order = list(range(num_candidates))
+    generator.shuffle(order)
+    return tuple(order)
+
+
+def _annotations(
+    draws: Sequence[Draw], pool: Sequence[str], source: CaptionedImages, prefix: str
+) -> list[dict[str, Any]]:
+    samples = []
+    for number, draw in enumerate(draws):
+        places = (draw.anchor, *draw.negatives)
+        samples.append(
+            {
+                "id": number,
+                "image_ids": [prefix + pool[places[place]] for place in draw.order],
+                "index": draw.order.index(0),
+                "target": pool[draw.anchor],
+                "caption": source.captions[pool[draw.anchor]][0],
+            }
+        )
+    return samples
+
+
+class _Miner:
+    """Gives draws of a pool their nearest candidates."""
+
+    def __init__(
+        self,
+        source: CaptionedImages,
+        embedded: Embeddings,
+        names: Sequence[str],
+        max_text_similarity: float,
+        exclude: Exclusion,
+    ) -> None:
+        rows = {name: row for row, name in enumerate(embedded.names)}
+        order = [rows[name] for name in names]
+        bits = None if source.categories is None else category_bits([source.categories[name] for name in names])
+        self.pool = Pool(embedded.images[order], embedded.texts[order], bits)
+        self.names, self.max_text_similarity, self.exclude = names, max_text_similarity, exclude
+
+    def fill(self, draws: Sequence[Draw], n: int) -> list[Draw]:
+        """The draws with their n - 1 negatives.
+
+        Raises:
+            UserError: an anchor has too few candidates.
+        """
+        anchors = [draw.anchor for draw in draws]
+        with progress() as bar:
+            task = bar.add_task(f"nearest images, N = {n}", total=len(anchors))
+            nearest = nearest_candidates(
+                self.pool, anchors, n - 1, self.max_text_similarity, self.exclude, lambda done: bar.advance(task, done)
+            )
+        short = [anchor for anchor, found in zip(anchors, nearest[:, 0].tolist(), strict=True) if found < 0]
+        if short:
+            found = exclusions(self.pool, short[0], self.max_text_similarity, self.exclude)
+            raise UserError(
+                f"{len(short)} of {len(draws)} anchors have too few candidates for N = {n}: {self.names[short[0]]} has "
+                f"{found.candidates} of {n - 1}, as {found.same_categories} of the other {len(self.names) - 1} images "
+                f"have its categories and {found.similar_caption} a similar caption; enlarge the pool, or change "
+                "exclude or max_text_similarity."
+            )
+        return [replace(draw, negatives=tuple(found)) for draw, found in zip(draws, nearest.tolist(), strict=True)]
+
+
+# ------------------------------------------------------------------------------------------- what can be used
+
+
+def usable_images(source: CaptionedImages, folder: Path, missing_images: MissingImages) -> list[str]:
+    """Sorted names of the images that have a caption, a file and, where categories are known, a category.
+
+    What is left out is said. An image without categories says nothing about which images show the same.
+
+    Raises:
+        UserError: images lack a caption or a file and are not to be dropped, or none is left.
+    """
+    if not folder.is_dir():
+        raise UserError(f"The image folder {folder} does not exist; name it with --images.")
+    print(f"{len(source.captions):,} images with {source.num_captions:,} captions; the first of each image is used.")
+    missing = [name for name in source.captions if not (folder / name).is_file()]
+    _leave_out(source.without_captions, "without a caption", missing_images)
+    _leave_out(missing, f"with a caption but no file in {folder}", missing_images)
+    unlisted = sum(
+        path.suffix.lower() in _IMAGE_SUFFIXES and path.name not in source.captions for path in folder.iterdir()
+    )
+    if unlisted:
+        print(f"Not used: {unlisted:,} files in {folder} that the captions do not name.")
+    names = sorted(source.captions.keys() - set(missing))
+    if source.categories is None:
+        print("No categories: only captions tell which images show the same.")
+    else:
+        _leave_out([name for name in names if not source.categories.get(name)], "without a category", "drop")
+        names = [name for name in names if source.categories.get(name)]
+    if not names:
+        raise UserError(f"No image of {folder} can be used; do captions, categories and images belong together?")
+    return names
+
+
+def _leave_out(names: Sequence[str], what: str, missing_images: MissingImages) -> None:
+    if names and missing_images == "error":
+        raise UserError(
+            f"{len(names)} images {what}, the first is {names[0]}; complete the data, or leave them out with "
+            "--missing_images drop."
+        )
+    if names:
+        print(f"Left out: {len(names):,} images {what}, the first is {names[0]}.")
+
+
+def _without_broken(embedded: Embeddings, missing_images: MissingImages, store: Path) -> list[str]:
+    """The pool's sound images."""
+    kept = len(embedded.names) - embedded.computed
+    print(f"Embeddings: {embedded.computed:,} computed, {kept:,} taken from before, all in {store}.")
+    if embedded.broken:
+        name, fault = next(iter(embedded.broken.items()))
+        if missing_images == "error":
+            raise UserError(
+                f"{len(embedded.broken)} images of the pool are broken, the first is {name} ({fault}); replace them, "
+                "or leave them out with --missing_images drop."
+            )
+        print(f"Left out: {len(embedded.broken):,} broken images, the first is {name} ({fault}).")
+    return list(embedded.names)
+
+
+def _check_pool(size: int, num_candidates: Sequence[int], num_samples: int, distinct: bool) -> None:
+    if size < max(num_candidates):
+        raise UserError(f"The pool has {size} images, too few for samples of N = {max(num_candidates)}.")
+    if distinct and size < num_samples:
+        raise UserError(
+            f"The pool has {size} images, too few for {num_samples} samples with different anchors; lower num_samples."
+        )
+
+
+def _check_numbers(
+    num_candidates: Sequence[int],
+    num_samples: int,
+    difficulties: Sequence[str],
+    pool_size: int,
+    batch_size: int,
+    num_workers: int,
+) -> None:
+    if not num_candidates or min(num_candidates) < 2 or len(set(num_candidates)) < len(num_candidates):
+        raise UserError(f"num_candidates is {list(num_candidates)}; it must list different numbers, each at least 2.")
+    if not difficulties:
+        raise UserError("difficulties is empty; choose random, adversarial or both.")
+    least = {"num_samples": (num_samples, 1), "pool_size": (pool_size, 1), "batch_size": (batch_size, 1)}
+    for name, (value, minimum) in {**least, "num_workers": (num_workers, 0)}.items():
+        if value < minimum:
+            raise UserError(f"{name} is {value}; it must be at least {minimum}.")

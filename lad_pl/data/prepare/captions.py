@@ -1,0 +1,314 @@
+"""Captioned images from the official files of COCO and Flickr, from plain JSON, and from Hugging Face data sets."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lad_pl.data.images import FORMATS, UNREADABLE
+from lad_pl.data.prepare.pickles import read_pickle
+from lad_pl.data.prepare.table_reader import read_rows
+from lad_pl.errors import UserError
+from lad_pl.files import whole_file
+
+Categories = dict[str, frozenset[int | str]]
+
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"}
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images by name, relative to the image folder, with what people wrote about them and what they show."""
+
+    captions: dict[str, list[str]]
+    """Per image at least one caption; as written, in the file's order."""
+    categories: Categories | None = None
+    """Per image the categories of its objects; images without objects may be absent. None: nothing is known."""
+    without_captions: tuple[str, ...] = ()
+    """Images that the source lists without a caption."""
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of all images together."""
+        return sum(map(len, self.captions.values()))
+
+    @classmethod
+    def gather(
+        cls, pairs: Iterable[tuple[str, str]], listed: Iterable[str] = (), categories: Categories | None = None
+    ) -> CaptionedImages:
+        """From (name, caption) pairs; an image of ``pairs`` or ``listed`` with no caption but blanks has none."""
+        captions: dict[str, list[str]] = {name: [] for name in listed}
+        for name, caption in pairs:
+            captions.setdefault(name, [])
+            if caption.strip():
+                captions[name].append(caption)
+        without = tuple(name for name, texts in captions.items() if not texts)
+        return cls({name: texts for name, texts in captions.items() if texts}, categories, without)
+
+
+# ------------------------------------------------------------------------------------------------------- COCO
+
+
+def read_coco(captions: str | Path, instances: str | Path | None = None) -> CaptionedImages:
+    """COCO's official captions and instances files, or plain mappings of image names (JSON, published pickles).
+
+    Raises:
+        UserError: a file is missing, malformed, names an image twice, or has captions of images that it does not list.
+    """
+    categories = None if instances is None else read_categories(instances)
+    content = _read_values(captions)
+    if not _is_official(content):
+        return CaptionedImages.gather(_mapped_captions(content, captions), categories=categories)
+    names = _image_names(content, captions)
+    pairs = [
+        (names[image_id], _text(caption, f"{captions}: the caption of image {names[image_id]}"))
+        for image_id, caption in _annotations(content, "caption", names, captions)
+    ]
+    return CaptionedImages.gather(pairs, names.values(), categories)
+
+
+def read_categories(path: str | Path) -> Categories:
+    """Category sets from COCO's instances file, or from a JSON or pickled mapping {name: [category, ...]}.
+
+    Raises:
+        UserError: the file is missing or malformed, or names an image twice.
+    """
+    content = _read_values(path)
+    if _is_official(content):
+        names = _image_names(content, path)
+        found: dict[str, set[int | str]] = {}
+        for image_id, category in _annotations(content, "category_id", names, path):
+            found.setdefault(names[image_id], set()).add(category)
+        return {name: frozenset(members) for name, members in found.items()}
+    content = content.get("file_to_catIds", content)  # the published pickle holds other tables beside it
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must map image names to categories.")
+    for name, members in content.items():
+        if not isinstance(members, list | tuple | set | frozenset) or any(type(m) not in (int, str) for m in members):
+            raise UserError(f"{path}: the categories of {name} must be a list of numbers or names.")
+    return {name: frozenset(members) for name, members in content.items()}
+
+
+def _read_values(path: str | Path) -> dict[str, Any]:
+    content = read_pickle(path) if Path(path).suffix in (".pkl", ".pickle") else _read_json(path)
+    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
+        raise UserError(
+            f"{path} must hold either COCO's images and annotations or an object that maps image names to values."
+        )
+    return content
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON (cut off while downloading?): {error}.") from error
+
+
+def _is_official(content: Mapping[str, Any]) -> bool:
+    return isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)
+
+
+def _image_names(content: Mapping[str, Any], path: str | Path) -> dict[int | str, str]:
+    """File names by image id, each of both only once."""
+    images = [
+        _fields(entry, ("id", "file_name"), f"{path}: images[{row}]") for row, entry in enumerate(content["images"])
+    ]
+    for field, values in zip(("id", "file_name"), zip(*images, strict=True), strict=False):
+        _no_duplicates(values, f"{path}: images", field)
+    return {image_id: _text(name, f"{path}: the file_name of image {image_id}") for image_id, name in images}
+
+
+def _annotations(
+    content: Mapping[str, Any], field: str, names: Mapping[int | str, str], path: str | Path
+) -> Iterator[tuple[int | str, Any]]:
+    entries = [
+        _fields(entry, ("image_id", field), f"{path}: annotations[{row}]")
+        for row, entry in enumerate(content["annotations"])
+    ]
+    strangers = [image_id for image_id, _ in entries if image_id not in names]
+    if strangers:
+        raise UserError(
+            f"{path}: {len(strangers)} annotations belong to images that it does not list, the first to image_id "
+            f"{strangers[0]}; take the complete official file."
+        )
+    yield from entries
+
+
+def _mapped_captions(content: Mapping[str, Any], path: str | Path) -> Iterator[tuple[str, str]]:
+    for name, texts in content.items():
+        for text in texts if isinstance(texts, list | tuple) else [texts]:
+            yield name, _text(text, f"{path}: the caption of {name}")
+
+
+# ----------------------------------------------------------------------------------------------------- Flickr
+
+
+def read_flickr(path: str | Path) -> CaptionedImages:
+    """Flickr8k or Flickr30k: the official token file, the usual CSV files, or Karpathy's dataset_flickr*.json.
+
+    Token file: lines of ``name.jpg#0<tab>caption``. CSV: columns ``image, caption``, or with ``|`` between them
+    ``image_name| comment_number| comment``.
+
+    Raises:
+        UserError: the file is missing or a line (named) is malformed.
+    """
+    if Path(path).suffix == ".json":
+        return _read_karpathy(path)
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8: {error}.") from error
+    header = lines[0].replace(" ", "") if lines else ""
+    if header.startswith("image") and "|" in header:
+        rows = [line.split("|", 2) for line in lines]
+        return CaptionedImages.gather(_columns(rows, 3, path))
+    if header == "image,caption":
+        return CaptionedImages.gather(_columns(list(csv.reader(lines)), 2, path))
+    rows = [line.split("\t") for line in lines]
+    return CaptionedImages.gather((name.rpartition("#")[0], text) for name, text in _token_rows(rows, path))
+
+
+def _columns(rows: list[list[str]], count: int, path: str | Path) -> Iterator[tuple[str, str]]:
+    """(name, caption) from rows under a header: the first and the last of ``count`` columns."""
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != count:
+            raise UserError(f"{path}: line {number} has {len(row)} columns instead of {count}: {row}; mend the line.")
+        yield row[0].strip(), row[-1].strip()
+
+
+def _token_rows(rows: list[list[str]], path: str | Path) -> Iterator[tuple[str, str]]:
+    for number, row in enumerate(rows, start=1):
+        if row == [""]:
+            continue
+        if len(row) != 2 or "#" not in row[0]:
+            raise UserError(f"{path}: line {number} is not 'name.jpg#0<tab>caption': {' '.join(row)[:80]!r}.")
+        yield row[0], row[1]
+
+
+def _read_karpathy(path: str | Path) -> CaptionedImages:
+    content = _read_json(path)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        raise UserError(f"{path} has no list 'images'; Karpathy's files have one, with filename and sentences.")
+    entries = [_fields(entry, ("filename", "sentences"), f"{path}: images[{row}]") for row, entry in enumerate(images)]
+    _no_duplicates((name for name, _ in entries), f"{path}: images", "filename")
+    pairs = [
+        (name, _text(_fields(sentence, ("raw",), where)[0], where))
+        for name, sentences in entries
+        for where in [f"{path}: a sentence of {name}"]
+        for sentence in sentences
+    ]
+    return CaptionedImages.gather(pairs, [name for name, _ in entries])
+
+
+# ---------------------------------------------------------------------------------------- Hugging Face data sets
+
+
+def read_dataset(
+    dataset: str,
+    image_column: str,
+    caption_column: str,
+    split: str | None,
+    subset: str | None,
+    images: Path | None,
+    written: Path,
+) -> CaptionedImages:
+    """A Hugging Face data set, by its id or as a local folder, or a local Parquet, JSON, JSONL or CSV file.
+
+    The caption column holds a text or a list of texts. The image column holds file names relative to ``images``; or,
+    where ``images`` is None, the pictures themselves, which are then written to the folder ``written``, unless they
+    are there already. Rows with the same image belong together.
+
+    Raises:
+        UserError: the data set cannot be had, lacks a column, or two pictures have one name.
+    """
+    rows = read_rows(dataset, split, subset)
+    rows.require(image_column, "the images: --image_column")
+    rows.require(caption_column, "the captions: --caption_column")
+    pairs: list[tuple[str, str]] = []
+    listed: list[str] = []
+    digests: dict[str, str] = {}
+    for label, row in rows:
+        where = f"{dataset}, {label}"
+        image, texts = row.get(image_column), row.get(caption_column)
+        if images is None:
+            name = _write_picture(image, written, digests, f"{where}: column '{image_column}'")
+        else:
+            name = _text(image, f"{where}: the image, a file name in {images},")
+        listed.append(name)
+        # No caption at all is as good as an empty one: the image is reported as one without.
+        for text in texts if isinstance(texts, list) else [texts or ""]:
+            pairs.append((name, _text(text, f"{where}: column '{caption_column}'")))
+    return CaptionedImages.gather(pairs, listed)
+
+
+def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: str) -> str:
+    """Write an encoded picture as it is; one without a name is named by its content, so that copies are one image."""
+    if isinstance(picture, bytes):
+        picture = {"bytes": picture}
+    if not isinstance(picture, dict):
+        raise UserError(f"{where} holds no picture but {str(picture)[:80]!r}; name the folder of the images: --images.")
+    try:
+        content = picture.get("bytes") or Path(picture.get("path") or "").read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}: the picture {picture.get('path')} cannot be read: {error.strerror}.") from error
+    digest = hashlib.sha256(content).hexdigest()
+    name = Path(picture.get("path") or "").name or digest[:16] + _suffix(content)
+    if digests.setdefault(name, digest) != digest:
+        raise UserError(f"{where}: two different pictures have the name {name}.")
+    target = folder / name
+    if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != digest:
+        with whole_file(target) as partial:
+            partial.write_bytes(content)
+    return name
+
+
+def _suffix(content: bytes) -> str:
+    """File name ending of an encoded picture; none if it is not one, which opening it will say."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return _SUFFIXES.get(image.format or "", "")
+    except UNREADABLE:
+        return ""
+
+
+# ----------------------------------------------------------------------------------------------------- checks
+
+
+def _fields(entry: Any, names: tuple[str, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is not an object with {' and '.join(names)}.")
+    for name in names:
+        if name not in entry:
+            raise UserError(f"{where} lacks '{name}'.")
+        if name.endswith("id") and type(entry[name]) not in (int, str):
+            raise UserError(f"{where}: {name} must be a number or a text, not {str(entry[name])[:80]}.")
+    return tuple(entry[name] for name in names)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where} must be a text, not {str(value)[:80]!r}.")
+    return value
+
+
+def _no_duplicates(values: Iterable[Any], where: str, field: str) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{where}: {len(repeated)} values of {field} occur more than once, the first is {repeated[0]!r}."
+        )

@@ -1,0 +1,9 @@
+"""What ``python -m lad_pl prepare`` offers."""
+
+from lad_pl.data.prepare.caption_sets import captions, coco, flickr8k, flickr30k
+from lad_pl.data.prepare.custom_table import table
+from lad_pl.data.prepare.mmiu import mmiu
+from lad_pl.data.prepare.muirbench import muirbench
+
+COMMANDS = {function.__name__: function for function in (coco, flickr8k, flickr30k, captions, mmiu, muirbench, table)}
+"""The functions by their names; their parameters are the options."""

@@ -1,0 +1,302 @@
+"""Questions whose answer is one of the images: what fits, what is left out and why, and the files written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lad_pl.data.images import FORMATS, UNREADABLE, open_image
+from lad_pl.errors import UserError
+from lad_pl.files import whole_file, write_annotations
+from lad_pl.prompts.template import identifiers
+
+QUESTION_TEMPLATE = (
+    "Given {n} images indexed from {first} to {last}, answer the question with one of them. "
+    "Respond with the index number only and nothing else.\nQuestion: {caption}\nAnswer: "
+)
+"""The paper's base prompt with a question in place of the caption."""
+
+_PLACES = {word: place for place, word in enumerate(identifiers("words", 26))} | {"forth": 3}
+_PICTURE = r"(?:image|picture|photo|photograph|figure)"
+_ORDINAL = rf"(?:{'|'.join(sorted(_PLACES, key=len, reverse=True))}|\d+(?:st|nd|rd|th))"
+_NAME = re.compile(rf"(?:the )?(?:({_ORDINAL}) {_PICTURE}|{_PICTURE} ?#?(\d+|[a-z])|([a-z]))\.?", re.IGNORECASE)
+_POSITION = rf"(?:{_ORDINAL}|last|next|previous|left|right|other)"
+_NUMBER = "(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve)"
+_LISTED = rf"(?: (?:and|or|to|{_NUMBER}|\d+|{_POSITION}))*"
+_MENTION = re.compile(
+    rf"\b(?i:{_POSITION}{_LISTED} {_PICTURE}s?|{_PICTURE}s?[ _-]?#?(?:\d+|{_NUMBER}))\b|\b(?i:{_PICTURE}) \(?[A-Z]\b"
+)
+_OPTION = re.compile(r"\(?([A-Z])\)?\s*(?:[:.)]|$)\s*(.*)")
+
+
+DEFAULT_PERMUTATIONS = 5
+"""T of the shipped configurations; two images do not have so many orders."""
+
+
+class Unfit(Exception):
+    """An item cannot become a sample; the message is the reason, the same for all items that it holds for."""
+
+
+# ------------------------------------------------------------------------------------------------ options and answer
+
+
+def split_options(text: str) -> list[str]:
+    """The texts of lettered options, one per line.
+
+    >>> split_options("A: the first image\\nB: the second image\\n")
+    ['the first image', 'the second image']
+
+    Raises:
+        Unfit: the lines are not lettered A, B, C and so on.
+    """
+    options: list[str] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        match = _OPTION.fullmatch(line)
+        if match is None or letter_place(match[1]) != len(options):
+            raise Unfit("the options are not lettered A, B, C, ... line by line")
+        options.append(match[2].strip())
+    return options
+
+
+def option_places(options: Sequence[str], num_images: int) -> list[int]:
+    """The 0-based image that each option names; every image is named by exactly one option.
+
+    An option names an image by its place ("the second image", "Image 2", "Figure 2"), or stands for the image in its
+    own place ("<image>", its letter, or nothing).
+
+    >>> option_places(["The second image", "The first image"], 2)
+    [1, 0]
+
+    Raises:
+        Unfit: there are more images than options (a query image, say) or the reverse, or options are something else.
+    """
+    if len(options) < num_images:
+        raise Unfit("more images than options (images that are shown, but cannot be the answer)")
+    if len(options) > num_images:
+        raise Unfit("more options than images")
+    places = [_named_place(option.strip(), own) for own, option in enumerate(options)]
+    if sorted(places) != list(range(num_images)):
+        raise Unfit("the options do not name every image once")
+    return places
+
+
+def _named_place(option: str, own: int) -> int:
+    if option in ("", "<image>"):
+        return own
+    match = _NAME.fullmatch(option)
+    if match is None:
+        raise Unfit("the options are texts, not the images")
+    ordinal, number, letter = match.groups()
+    if letter or (number and number.isalpha()):
+        return letter_place(letter or number)
+    if number:
+        return int(number) - 1
+    return _PLACES[ordinal.lower()] if ordinal.lower() in _PLACES else int(re.sub(r"\D", "", ordinal)) - 1
+
+
+def letter_place(letter: Any) -> int:
+    """The 0-based place of an answer's letter: ``A``, ``(A)``, ``A.`` or ``A:``.
+
+    Raises:
+        Unfit: there is no answer, or it is no letter.
+    """
+    if letter is None or not str(letter).strip():
+        raise Unfit("no answer")
+    match = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", str(letter).strip())
+    if match is None:
+        raise Unfit("the answer is no letter")
+    return ord(match[1].upper()) - ord("A")
+
+
+def check_order_free(question: str) -> None:
+    """Refuse a question that speaks of an image by its place: under another order of the images it would be another.
+
+    Raises:
+        Unfit: it does.
+    """
+    if _MENTION.search(question):
+        raise Unfit("the question speaks of an image by its place, which changes with the order of the images")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise Unfit("the question has characters that cannot be written") from error
+
+
+def pick(places: Sequence[int], answer: int) -> int:
+    """The image of the right option.
+
+    Raises:
+        Unfit: there is no such option.
+    """
+    if not 0 <= answer < len(places):
+        raise Unfit("the answer is none of the options")
+    return places[answer]
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+class ImageFolder:
+    """The folder that image names are relative to; every image is decoded once, so that a broken one is found here."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._checked: set[str] = set()
+        self._stored: dict[str, str] = {}
+
+    def find(self, *candidates: str) -> str:
+        """The first of the paths that is an image in this folder, as a name relative to it.
+
+        Raises:
+            Unfit: it lies outside, is missing, or cannot be read.
+        """
+        names = [os.path.relpath(os.path.normpath(self.path / path), self.path) for path in candidates]
+        if any(name == ".." or name.startswith(f"..{os.sep}") for name in names):
+            raise Unfit(f"an image outside the image folder {self.path}")
+        found = [name for name in names if (self.path / name).is_file()]
+        if not found:
+            raise Unfit(f"an image file is missing in {self.path}")
+        name = Path(found[0]).as_posix()
+        if name not in self._checked:
+            try:
+                open_image(self.path / name)
+            except UserError as error:
+                raise Unfit("an image file cannot be read") from error
+            self._checked.add(name)
+        return name
+
+    def store(self, content: bytes) -> str:
+        """Write an embedded image as a file, once, byte for byte as it is; returns its name.
+
+        Raises:
+            Unfit: it cannot be decoded.
+        """
+        digest = hashlib.sha256(content).hexdigest()[:20]
+        if digest not in self._stored:
+            name = f"{digest}.{_image_format(content)}"
+            with whole_file(self.path / name) as partial:
+                partial.write_bytes(content)
+            self._stored[digest] = name
+        return self._stored[digest]
+
+
+def store_image(image: Any, given: ImageFolder, embedded: ImageFolder) -> str:
+    """The name of an image that is a path, bytes, or Hugging Face's ``{bytes, path}``.
+
+    Raises:
+        Unfit: it is something else, missing or broken.
+    """
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if isinstance(content, bytes):
+        return embedded.store(content)
+    path = image.get("path") if isinstance(image, dict) else image
+    if not isinstance(path, str):
+        raise Unfit("an image that is neither a path nor embedded")
+    return given.find(path)
+
+
+def _image_format(content: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            image.load()
+            return str(image.format).lower()
+    except UNREADABLE as error:
+        raise Unfit("an embedded image cannot be read") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- output
+
+
+class Conversion:
+    """Samples as they come in and items left out; in the end an annotation file per task and number of images."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._samples: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+        self._left_out: dict[str, list[str]] = defaultdict(list)
+        self._ids: set[str] = set()
+
+    def add(self, task: str, name: str, images: Sequence[str], index: int | None, caption: str) -> None:
+        """One sample.
+
+        Raises:
+            Unfit: its id came before, or it shows an image twice.
+        """
+        if name in self._ids:
+            raise Unfit("an id that came before")
+        if len(set(images)) < len(images):
+            raise Unfit("the same image twice, so that the right answer would be ambiguous")
+        self._ids.add(name)
+        sample: dict[str, Any] = {"id": name, "image_ids": list(images), "caption": caption}
+        if index is not None:
+            sample["index"] = index
+        self._samples[task, len(images)].append(sample)
+
+    def leave_out(self, name: str, reason: Unfit) -> None:
+        """Count an item that is no sample."""
+        self._left_out[str(reason)].append(name)
+
+    def finish(self, output: str | Path, images: Path, asks: bool = True) -> None:
+        """Write the annotation files, a configuration for each, and say what was done.
+
+        Args:
+            output: folder to write to.
+            images: the folder that the image names are relative to.
+            asks: the texts are questions rather than captions.
+
+        Raises:
+            UserError: no item is left.
+        """
+        left_out = sum(map(len, self._left_out.values()))
+        reasons = sorted(self._left_out.items(), key=lambda reason: -len(reason[1]))
+        told = [f"{len(names):,}: {reason} (first: {names[0]})" for reason, names in reasons]
+        if not self._samples:
+            raise UserError(f"{self.source}: none of {left_out:,} items can be used. " + "; ".join(told) + ".")
+        count = sum(map(len, self._samples.values()))
+        print(f"{self.source}: {count:,} of {count + left_out:,} items have one of their images as the answer.")
+        stems = {task: re.sub(r"[^\w.+-]+", "_", task) for task, _ in self._samples}
+        for task, stem in stems.items():
+            twin = next((name for name in stems if name != task and stems[name].casefold() == stem.casefold()), None)
+            if twin is not None:
+                raise UserError(f"{self.source}: tasks '{task}' and '{twin}' would have the same file; rename one.")
+        for (task, num_images), samples in sorted(self._samples.items()):
+            path = Path(output) / f"{stems[task]}_{num_images}.json"
+            write_annotations(path, samples)
+            with whole_file(path.with_suffix(".yaml")) as partial:
+                partial.write_text(_configuration(path, images, num_images, asks), encoding="utf-8")
+            print(f"  {path}: {len(samples):,} samples of {num_images} images")
+        if told:
+            print(f"Left out {left_out:,}:")
+            print("\n".join(f"  {line}" for line in told))
+        print(
+            f"Next: python -m lad_pl fit --config configs/qwen.yaml --config "
+            f"{shlex.quote(str(path.with_suffix('.yaml')))} --trainer.default_root_dir checkpoints/{path.stem}"
+        )
+
+
+def _configuration(annotations: Path, images: Path, num_images: int, asks: bool) -> str:
+    """What a model's configuration lacks: the data, and the prompt of a question. JSON's strings are YAML's too."""
+    lines = [
+        "data:",
+        "  class_path: lad_pl.data.MultiImageData",
+        "  init_args:",
+        f"    annotations: {json.dumps(annotations.as_posix())}",
+        f"    images: {json.dumps(images.as_posix())}",
+    ]
+    orders = math.factorial(num_images)
+    if orders < DEFAULT_PERMUTATIONS:
+        lines.append(f"    num_permutations: {orders}  # {num_images} images have no more orders")
+    if asks:
+        lines += ["model:", "  prompt:", f"    template: {json.dumps(QUESTION_TEMPLATE)}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,255 @@
+"""The evidence store: what the model's forward passes told, written as it comes, so that nothing is computed twice.
+
+While a stage runs, every process appends its prompts to an Arrow stream of its own in ``<name>.parquet.parts-.../``:
+what is on disk survives a kill, and a torn last record is recognised and left out. When all prompts are there, the
+parts become one Parquet file in the samples' order, at once. :mod:`lad_pl.evidence.table` has its columns; the schema's
+metadata says what the evidence is of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lad_pl.errors import UserError, first_line
+from lad_pl.evidence.table import FORMAT, HEADER, HEADS, Prompts, from_table, joined, to_record_batch
+from lad_pl.files import whole_file
+from lad_pl.provenance import first_difference, short_digest
+
+_ROWS_PER_GROUP = 4096
+
+
+class EvidenceStore:
+    """One stage's evidence on disk: parts while it comes, a Parquet file when it is whole.
+
+    Args:
+        path: of the Parquet file.
+        settings: what the evidence depends on; a store of other settings is refused.
+        overwrite: replace a store of other settings instead.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.settings = json.loads(json.dumps(settings))  # as it is read back: tuples become lists
+        self.folder = self.path.with_name(f"{self.path.name}.parts-{short_digest(self.settings, 8)}")
+        """Where the parts lie; each configuration has its own, so they cannot mix."""
+        self._overwrite = overwrite
+        self._file: FileIO | None = None
+        self._writer: pa.RecordBatchStreamWriter | None = None
+
+    # ------------------------------------------------------------------------------------------------- what is there
+
+    def check(self) -> None:
+        """Look for evidence of other settings.
+
+        Raises:
+            UserError: there is some, or something unreadable, and it must not be overwritten.
+        """
+        difference = None if self._overwrite else self._difference()
+        if difference:
+            raise UserError(
+                f"{self.path} holds evidence of another configuration ({difference}). Choose another folder with "
+                "--trainer.default_root_dir (naming this one's calibration with --ckpt_path), or replace it with "
+                "--model.overwrite true."
+            )
+
+    def done(self, num_permutations: int) -> set[int]:
+        """Numbers of the samples all of whose T permutations are stored under these settings."""
+        if self._is_finished():
+            return set(pq.read_table(self.path, columns=["group"])["group"].to_pylist())
+        counts: dict[int, set[int]] = {}
+        for batch in self._stored():
+            for group, place in zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True):
+                counts.setdefault(group, set()).add(place)
+        return {group for group, places in counts.items() if len(places) == num_permutations}
+
+    def _is_finished(self) -> bool:
+        """Whether the Parquet file is there, and of these settings."""
+        try:
+            return self.path.exists() and not first_difference(read_settings(self.path), self.settings)
+        except UserError:  # whatever it is, check() has said that it may be replaced
+            return False
+
+    def _difference(self) -> str | None:
+        """In what stored settings differ from ours, or why they cannot be read; None where there are none."""
+        try:
+            there = [read_settings(self.path)] if self.path.exists() else []
+            parts = self.path.parent.glob(f"{self.path.name}.parts-*/*.arrows")
+            there += [_settings(schema, part) for part in sorted(parts) if (schema := _stream_schema(part))]
+        except UserError as error:
+            return str(error).rstrip(".")
+        return next((found for stored in there if (found := first_difference(stored, self.settings))), None)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("*.arrows"))
+
+    def _stored(self) -> Iterator[pa.RecordBatch]:
+        for part in self._parts():
+            yield from _whole_batches(part)
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def append(self, prompts: Prompts, rank: int = 0) -> None:
+        """Write prompts down; they survive whatever happens to the process from here on."""
+        if not len(prompts):
+            return
+        table = to_record_batch(prompts, self.settings)
+        if self._writer is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = f"rank{rank}-{time.time_ns()}-{os.getpid()}.arrows"  # no other process writes to the same file
+            self._file = (self.folder / name).open("xb", buffering=0)
+            self._writer = pa.ipc.new_stream(self._file, table.schema)
+        self._writer.write_batch(table)
+
+    def close(self) -> None:
+        """Close this process's part."""
+        if self._writer is not None and self._file is not None:
+            self._writer.close()
+            self._file.close()
+        self._writer = self._file = None
+
+    def finish(self, num_samples: int, num_permutations: int) -> None:
+        """Make one file of the parts, in the samples' order; for one process, when all have closed theirs.
+
+        What was there of other settings is replaced now, and not before.
+
+        Raises:
+            UserError: prompts are missing. What there is stays.
+        """
+        if not self._is_finished():
+            batches = list(self._stored())
+            keys = sorted(
+                {
+                    (group, place): (number, row)
+                    for number, batch in reversed(list(enumerate(batches)))
+                    for row, (group, place) in enumerate(
+                        zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True)
+                    )
+                }.items()
+            )
+            missing = num_samples * num_permutations - len(keys)
+            if missing:
+                raise UserError(
+                    f"{missing} of {num_samples * num_permutations} prompts have no evidence; what there is stays in "
+                    f"{self.folder}. Run the same command again to go on, without trainer.limit_..._batches, "
+                    "max_epochs or fast_dev_run; several machines need the run folder on a disk that they share."
+                )
+            self._write_whole(batches, [place for _, place in keys])
+        for folder in self.path.parent.glob(f"{self.path.name}.parts-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write_whole(self, batches: Sequence[pa.RecordBatch], places: Sequence[tuple[int, int]]) -> None:
+        starts = np.cumsum([0, *(len(batch) for batch in batches)])
+        rows = [int(starts[number]) + row for number, row in places]
+        table = pa.Table.from_batches(batches)
+        with whole_file(self.path) as partial, pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
+            for first in range(0, len(rows), _ROWS_PER_GROUP):
+                writer.write_table(table.take(rows[first : first + _ROWS_PER_GROUP]))
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """What a finished store's evidence is of.
+
+    Raises:
+        UserError: the file is missing, truncated, or no evidence of this toolkit.
+    """
+    return _settings(_open(path).schema_arrow, path)
+
+
+def read_prompts(path: str | Path, heads: bool = True) -> Prompts:
+    """All prompts of a finished store.
+
+    Args:
+        path: of the Parquet file.
+        heads: whether to read the attention of every head; without, ``evidence.attention`` has H = 1, the mean.
+
+    Raises:
+        UserError: the file is missing, truncated, or no evidence of this toolkit.
+    """
+    return joined(list(stream_prompts(path, heads)))
+
+
+def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[Prompts]:
+    """The prompts of a finished store, a few thousand at a time, whole samples together.
+
+    Raises:
+        UserError: as :func:`read_prompts`.
+    """
+    file = _open(path)
+    columns = [name for name in file.schema_arrow.names if heads or not name.endswith(HEADS)]
+    rest: pa.Table | None = None
+    try:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, columns=columns)
+            table = table if rest is None else pa.concat_tables([rest, table])
+            last = number == file.num_row_groups - 1
+            whole = len(table) if last else _start_of_last_sample(table)
+            rest = table.slice(whole)
+            if whole:
+                yield from_table(table.slice(0, whole))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}); remove it and run the same command again."
+        ) from error
+
+
+def _start_of_last_sample(table: pa.Table) -> int:
+    groups = table["group"].to_numpy()
+    return int(np.searchsorted(groups, groups[-1]))
+
+
+def _open(path: str | Path) -> pq.ParquetFile:
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no evidence at {path}; run test (or fit, validate, predict) with that run folder.")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({first_line(error)}); is it truncated?") from error
+    _settings(file.schema_arrow, path)
+    return file
+
+
+def _settings(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
+    try:
+        header = json.loads((schema.metadata or {})[HEADER])
+        kind, settings = header["format"], header["settings"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no evidence of this toolkit.") from error
+    if kind != FORMAT:
+        raise UserError(f"{path} was written by another version of lad_pl (format {kind}, this one reads {FORMAT}).")
+    return settings
+
+
+def _stream_schema(part: Path) -> pa.Schema | None:
+    """A part's schema; None where the process died before it was written."""
+    try:
+        with pa.OSFile(str(part), "rb") as file, pa.ipc.open_stream(file) as reader:
+            return reader.schema
+    except (pa.ArrowException, OSError, EOFError):
+        return None
+
+
+def _whole_batches(part: Path) -> Iterator[pa.RecordBatch]:
+    """The records of a part up to where it was torn."""
+    try:
+        with pa.memory_map(str(part)) as file, pa.ipc.open_stream(file) as reader:
+            while True:
+                batch = reader.read_next_batch()
+                batch.validate(full=True)
+                yield batch
+    except (StopIteration, pa.ArrowException, OSError, EOFError):
+        return

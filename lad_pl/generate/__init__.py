@@ -1,0 +1,1 @@
+"""The corrected answer in `model.generate`."""

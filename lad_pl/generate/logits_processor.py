@@ -1,0 +1,193 @@
+"""The corrected answer in somebody's own ``model.generate``: a logits processor for the answer's first tokens.
+
+While the block of :func:`debiasing` is open, the model's forward pass over a prompt is watched; it yields the evidence
+that ``test`` and ``predict`` read, and the readout's scores go onto the identifiers' tokens. Later tokens are left
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationMixin, LogitsProcessor, PreTrainedModel, ProcessorMixin
+
+from lad_pl.analysis.ranking import log_probabilities
+from lad_pl.checkpoint import load_calibration
+from lad_pl.data.images import resize
+from lad_pl.errors import UserError
+from lad_pl.generate.prefill_capture import PromptReader
+from lad_pl.generate.prompt_registry import OFFSETS, KnownPrompts, watched
+from lad_pl.generate.steering import steered
+from lad_pl.prompts.template import PromptSpec
+from lad_pl.provenance import first_difference
+from lad_pl.readouts import READOUTS, ReadoutSettings, check_names
+from lad_pl.types import Evidence
+from lad_pl.vlm import VisionLanguageModel
+
+_UNKNOWN = (
+    "The prompt of this generate call is not known: make it with this processor inside the debiasing block (or hand a "
+    "data worker's over with remember), pad it on the left, and give generate the whole of it as input_ids, without "
+    "assisted decoding."
+)
+
+
+@contextmanager
+def debiasing(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    calibration: str | Path,
+    readout: str = "agd",
+    settings: ReadoutSettings = ReadoutSettings(),  # noqa: B008 (frozen)
+    only_candidates: bool = True,
+) -> Iterator[Debiasing]:
+    """Corrected answers from ``model.generate``, for prompts that ``processor`` makes inside the ``with`` block.
+
+    >>> with debiasing(model, processor, "checkpoints/mine/calibration.ckpt") as debias:  # doctest: +SKIP
+    ...     inputs = debias.encode(images, "a dog on the beach").to(model.device)
+    ...     output = model.generate(**inputs, logits_processor=[debias], max_new_tokens=1)
+
+    Args:
+        model: of an ``AutoModelForImageTextToText`` class.
+        processor: the model's processor. Prompts made with it are those of the calibration: the same words, sizes of
+            images and options. :meth:`Debiasing.encode` makes such prompts, :meth:`Debiasing.text` their words.
+        calibration: the file that ``fit`` wrote for this model.
+        readout: which readout's scores the answer follows.
+        settings: the readout's free choices.
+        only_candidates: whether the answer's first tokens can be nothing but an identifier's. Otherwise words of
+            another kind keep the probability that the model gives them.
+
+    Yields:
+        the logits processor, for as many ``generate`` calls as wanted. When the block is left, also by an exception,
+        model and processor are as before.
+
+    Raises:
+        UserError: the calibration is of another model or processor, or cannot be read; the readout is unknown.
+    """
+    debias = Debiasing(VisionLanguageModel(model, processor), calibration, readout, settings, only_candidates)
+    with watched(processor, debias.remember), debias.reader.watching():
+        yield debias
+
+
+class Debiasing(LogitsProcessor):
+    """Puts corrected scores onto the identifiers' tokens; :func:`debiasing` makes it.
+
+    P being the readout's probabilities of the N candidates (:func:`lad_pl.readouts.log_probabilities`; for agd the
+    softmax of its scores), a candidate's score becomes ``log M + log P``: relative to one another the candidates
+    follow the readout, and the probability mass M that the model gives them all together stays as it was. With
+    ``only_candidates`` nothing else can follow.
+
+    Identifiers of several tokens (N > 9) are followed through their trie, at each step in the same way; a token counts
+    as much as the best candidate that it leads to. So greedy decoding writes the corrected best candidate. Sampling
+    draws from P where every identifier has one token, and draws first tokens by their best candidates' shares where
+    some have several. Beam search and several sequences per prompt treat the result as any other probabilities.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        calibration: str | Path,
+        readout: str = "agd",
+        settings: ReadoutSettings = ReadoutSettings(),  # noqa: B008 (frozen)
+        only_candidates: bool = True,
+    ) -> None:
+        check_names([readout])
+        if readout == "batch_calibration" and settings.batch == "test":
+            raise UserError("readout.batch test needs all tested prompts at once; here it must be calibration.")
+        if type(vlm.model).generate is not GenerationMixin.generate:
+            raise UserError(
+                f"{type(vlm.model).__name__} has a generate of its own, which heeds no logits processor; use predict."
+            )
+        self.calibration, provenance = load_calibration(calibration)
+        self.prompt = _prompt(str(calibration), provenance)
+        """How the calibration's prompts were made."""
+        self.readout, self.settings, self.only_candidates = readout, settings, only_candidates
+        self.evidence: Evidence | None = None
+        """Of the B prompts of the latest ``generate`` call."""
+        self.log_probs: Tensor | None = None
+        """(B, N) log P of the candidates in the latest ``generate`` call, double precision."""
+        self._vlm = vlm
+        self._encoder = vlm.encoder(self.prompt)
+        self._layers: tuple[int, ...] = tuple(provenance["layers"])
+        self._check(str(calibration), provenance)
+        self._trie = self._encoder.answer_trie(self.num_candidates)
+        self._known = KnownPrompts(self._encoder, self.num_candidates)
+        self.reader = PromptReader(vlm, self._known, self._trie, self._layers)
+        """Watches the model's forward passes."""
+
+    def _check(self, source: str, provenance: Mapping[str, Any]) -> None:
+        here = {"weights": self._vlm.fingerprint(), "processor": self._encoder.fingerprint()}
+        difference = first_difference({name: provenance.get(name) for name in here}, here)
+        if difference:
+            raise UserError(
+                f"{source} is a calibration of another model or processor ({difference}); run fit with this."
+            )
+        if self.settings.top_layers > len(self._layers):
+            raise UserError(
+                f"readout.top_layers is {self.settings.top_layers}, but {source} is of {len(self._layers)} layers only."
+            )
+
+    @property
+    def num_candidates(self) -> int:
+        """N."""
+        return self.calibration.num_candidates
+
+    def text(self, caption: str) -> str:
+        """The words of the calibration's prompt; they stand after the N images."""
+        return self.prompt.text(caption, self.num_candidates)
+
+    def encode(self, images: Sequence[Any], caption: str) -> Any:
+        """The model's inputs for one prompt, made as the calibration's prompts were.
+
+        Args:
+            images: N pictures (``PIL.Image``), in the order in which the model is to see them.
+            caption: what one of them is to match.
+
+        Raises:
+            UserError: the number of images is not N, or the processor refuses them.
+        """
+        if len(images) != self.num_candidates:
+            raise UserError(f"The calibration is for {self.num_candidates} images, the prompt has {len(images)}.")
+        pictures = [resize(image.convert("RGB"), self.prompt.image_size) for image in images]
+        inputs = self._encoder._tokenized([{"type": "image", "image": image} for image in pictures], self.text(caption))
+        self.remember(inputs)
+        inputs.pop(OFFSETS, None)
+        return inputs
+
+    def remember(self, encoded: Mapping[str, Any]) -> None:
+        """Note which tokens of a prompt belong to which image.
+
+        What this process makes inside the block is noted by itself. For the prompts of a data worker, hand over what
+        the processor gave there with ``processor_kwargs={"return_text_replacement_offsets": True}``.
+
+        Args:
+            encoded: ``input_ids``, ``text_replacement_offsets`` and, where there is padding, ``attention_mask``.
+        """
+        self._known.remember(encoded)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores (B, V) of the next token after ``input_ids`` (B, S), corrected.
+
+        Raises:
+            UserError: the prompts are not known, or not of the calibration's kind.
+        """
+        prefill = self.reader.prefill
+        if prefill is None or not prefill.begins(input_ids) or prefill.steps != input_ids.shape[1] - prefill.length:
+            raise UserError(_UNKNOWN)
+        if prefill.steps == 0:
+            self.evidence = prefill.evidence()
+            corrected = READOUTS[self.readout](self.evidence, self.calibration, self.settings)
+            self.log_probs = log_probabilities(self.readout, corrected, self.settings)
+        prefill.steps += 1
+        assert self.log_probs is not None
+        return steered(scores, input_ids[:, prefill.length :], self._trie, self.log_probs, self.only_candidates)
+
+
+def _prompt(source: str, provenance: Mapping[str, Any]) -> PromptSpec:
+    try:
+        return PromptSpec(**provenance["prompt"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source} does not say what its prompts were; run fit again.") from error

@@ -1,0 +1,150 @@
+"""Which model, and how it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.distributed import DistributedConfig
+
+from lad_pl.assets import asset
+from lad_pl.errors import UserError, first_line
+from lad_pl.vlm.tensor_parallel import with_plan
+
+# What says where the files are, and so holds for the processor as well as for the weights.
+_FEED_FORWARD = ("mlp", "feed_forward")
+_HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "subfolder", "token")
+
+
+@dataclass(frozen=True)
+class VLMSpec:
+    """A Hugging Face vision-language model; the fields go to ``from_pretrained`` as they are."""
+
+    path: str
+    """Hub id (Qwen/Qwen2.5-VL-3B-Instruct), local folder with config.json, safetensors and processor files, or
+    "demo" for the embedded demo model."""
+    dtype: str = "auto"
+    """Number format of the weights: auto (as stored), float32, bfloat16 or float16."""
+    attn_implementation: str = "sdpa"
+    """Attention backend: sdpa, flash_attention_2, flash_attention_3 or eager."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    device_map: str | dict[str, Any] | None = None
+    """Placement by accelerate ("auto" spreads one model over several devices). Unset, the Trainer places the model."""
+    tensor_parallel: int = 1
+    """How many processes hold the weights of one model together, each some heads of every layer: for a model that is
+    larger than a device. All processes of the run (trainer.devices times trainer.num_nodes) then see every prompt."""
+    local_files_only: bool = False
+    """Never ask the hub; use what is on disk."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings. No supported model needs it."""
+    compile: bool = False
+    """Compile the feed-forward parts of language model and vision tower (torch.compile). Attention stays as it is,
+    because it is read."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model's ``from_pretrained``, such as quantization_config or max_memory."""
+
+    @property
+    def source(self) -> str:
+        """What ``from_pretrained`` is given."""
+        return str(asset("checkpoints/demo-vlm")) if self.path == "demo" else self.path
+
+    def load_processor(self) -> ProcessorMixin:
+        """The model's tokenizer, image processor and chat template.
+
+        Raises:
+            UserError: the folder or hub id cannot be read.
+        """
+        processor = self._load(AutoProcessor, "processor", **self._hub_options())
+        if getattr(processor, "chat_template", None) is None:
+            raise UserError(f"The processor '{self.path}' has no chat template; use an instruction-tuned model.")
+        return processor
+
+    def load_model(self) -> PreTrainedModel:
+        """The model in evaluation mode, frozen.
+
+        Raises:
+            UserError: the folder or hub id cannot be read, is no vision-language model, lacks weights, or does not
+                have the attention backend.
+        """
+        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise UserError(f"vlm.dtype is '{self.dtype}'; choose auto, float32, bfloat16 or float16.")
+        if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.device_map is not None):
+            raise UserError("vlm.tensor_parallel is a number of processes, and goes without vlm.device_map.")
+        decided = {"dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code"}
+        shared = {"distributed_config", "tp_plan", "tp_size", "device_mesh"}
+        if shared & set(self.options):
+            name = min(shared & set(self.options))
+            raise UserError(f"vlm.options names '{name}'; processes share a model's weights by vlm.tensor_parallel.")
+        if decided & set(self.options):
+            name = min(decided & set(self.options))
+            raise UserError(f"vlm.options names '{name}', which has an option of its own: vlm.{name}.")
+        model, report = self._load(
+            AutoModelForImageTextToText,
+            "model",
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            device_map=self.device_map,
+            use_safetensors=True,  # never unpickle weights
+            output_loading_info=True,
+            **self._shared(),
+            **self.options,
+        )
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise UserError(
+                f"The weights at '{self.path}' lack {len(missing)} tensors ({missing[0]}, ...) of "
+                f"{type(model).__name__}; the model would answer at random. Fetch the files again."
+            )
+        if self.compile:
+            _compile_feed_forward(model)
+        return model.eval().requires_grad_(False)
+
+    def _shared(self) -> dict[str, Any]:
+        """The options that let processes hold the weights together."""
+        if self.tensor_parallel == 1:
+            return {}
+        config = with_plan(self._load(AutoConfig, "configuration", **self._hub_options()))
+        return {"config": config, "distributed_config": DistributedConfig(tp_size=self.tensor_parallel)}
+
+    def _hub_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if name in _HUB_OPTIONS}
+
+    def _load(self, loader: Any, what: str, **arguments: Any) -> Any:
+        try:
+            return loader.from_pretrained(
+                self.source,
+                revision=self.revision,
+                local_files_only=self.local_files_only,
+                trust_remote_code=self.trust_remote_code,
+                **arguments,
+            )
+        except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"Cannot load the {what} '{self.path}': {first_line(error)}. {self._remedy()}") from error
+
+    def _remedy(self) -> str:
+        folder = Path(self.source)
+        if not folder.is_dir():
+            return (
+                "If the hub cannot be reached, download the model elsewhere and give its folder: "
+                "--model.vlm.path path/to/folder (this path is no folder)."
+            )
+        needed = ("config.json", "tokenizer_config.json", "*processor_config.json", "*.safetensors")
+        absent = [pattern for pattern in needed if not any(folder.glob(pattern))]
+        if absent:
+            return f"The folder lacks {' and '.join(absent)}; copy the model's whole repository into it."
+        return "The folder exists; check that its files are complete and that the options under vlm fit this model."
+
+
+def _compile_feed_forward(model: PreTrainedModel) -> None:
+    parts = [part for name, part in model.named_modules() if name.rpartition(".")[2] in _FEED_FORWARD]
+    if not parts:
+        raise UserError(
+            f"{type(model).__name__} has no part named mlp or feed_forward to compile; leave out vlm.compile."
+        )
+    for part in parts:
+        part.compile(dynamic=True)  # prompts differ in length

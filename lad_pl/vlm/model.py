@@ -1,0 +1,318 @@
+"""One class for every open vision-language model, driven by what its config and processor declare."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
+from transformers.utils import ModelOutput
+
+from lad_pl.errors import UserError
+from lad_pl.prompts.answer_trie import AnswerTrie, Prefix
+from lad_pl.prompts.template import PromptSpec
+from lad_pl.types import Batch, Evidence
+from lad_pl.vlm.capture import capture
+from lad_pl.vlm.content_free import SharedPrefix, can_be_cut
+from lad_pl.vlm.encoder import PromptEncoder
+from lad_pl.vlm.features import PerImageFeatures
+from lad_pl.vlm.layers import DecoderLayers
+from lad_pl.vlm.loading import VLMSpec
+from lad_pl.vlm.sofa import Sofa, soft_attention
+from lad_pl.vlm.tensor_parallel import Shards, whole_tensor
+
+
+class VisionLanguageModel:
+    """A frozen model with its processor. Not an ``nn.Module``: its weights belong to no checkpoint and no optimiser.
+
+    Args:
+        model: of an ``AutoModelForImageTextToText`` class.
+        processor: the model's processor.
+
+    Raises:
+        UserError: the model's attention cannot be read, or it takes no precomputed image features.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        self.model: Any = model
+        self.processor = processor
+        self.layers = DecoderLayers.of(model)
+        self.shards = Shards(model)
+        self.backend: str = self.model.config.get_text_config()._attn_implementation
+        if self.backend != "eager" and not all(map(_uses_attention_interface, filter(None, self.layers.attention))):
+            raise UserError(
+                f"{type(model).__name__} computes its attention in a way of its own under '{self.backend}'; set "
+                "vlm.attn_implementation to eager."
+            )
+        if not _takes_image_features(model):
+            raise UserError(
+                f"{type(model).__name__} takes no precomputed image features; this model family is not supported."
+            )
+
+    @classmethod
+    def load(cls, spec: VLMSpec) -> VisionLanguageModel:
+        """Load model and processor."""
+        return cls(spec.load_model(), spec.load_processor())
+
+    def to(self, device: torch.device) -> VisionLanguageModel:
+        """Move the weights to ``device``, unless they are there or have been placed at loading.
+
+        Accelerate places them (``device_map``), and transformers where processes share them (``tensor_parallel``).
+
+        Raises:
+            UserError: they share them on devices of another kind.
+        """
+        if self.shards.size > 1:
+            if self.device.type != device.type:
+                raise UserError(
+                    f"model.vlm.tensor_parallel places the model on {self.device.type}; set trainer.accelerator to it."
+                )
+            return self
+        if getattr(self.model, "hf_device_map", None) is None and self.device != device:
+            self.model.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        placed = getattr(self.model, "hf_device_map", None)
+        embeddings = self.model.get_input_embeddings()
+        if placed is None:
+            return embeddings.weight.device
+        name = next(name for name, module in self.model.named_modules() if module is embeddings)
+        parts = sorted((part for part in placed if f"{name}.".startswith(f"{part}." if part else "")), key=len)
+        return torch.device("cpu" if placed[parts[-1]] == "disk" else placed[parts[-1]])
+
+    def encoder(self, prompt: PromptSpec) -> PromptEncoder:
+        """The input side of this model, for the data workers.
+
+        Raises:
+            UserError: the model's config names no visual token.
+        """
+        names = ("image_token_id", "image_token_index", "image_patch_id")
+        tokens = [token for name in names if (token := getattr(self.model.config, name, None)) is not None]
+        if not tokens:
+            raise UserError(f"The config of {type(self.model).__name__} names no visual token (image_token_id).")
+        return PromptEncoder(self.processor, tokens[0], prompt)
+
+    @torch.no_grad()
+    def evidence(self, batch: Batch, trie: AnswerTrie, layers: Sequence[int], sofa: Sofa | None = None) -> Evidence:
+        """One forward pass: candidate log-probabilities and attention mass per image.
+
+        Every distinct image goes through the vision tower once, whatever the number of permutations; candidates of
+        several tokens share the prompt's key-value cache.
+
+        Args:
+            batch: B prompts.
+            trie: the candidates' tokens.
+            layers: indices of the decoder layers to read attention from.
+            sofa: soften the attention between images.
+
+        Raises:
+            UserError: a layer yields no attention or lies beyond the model, or SoFA cannot act on this model.
+        """
+        batch = batch.to(self.device)
+        inputs = self._inputs(batch)
+        cache = self._cache() if trie.needs_continuation else None
+        with soft_attention(self.layers, batch.position_of_token, sofa, self.backend):
+            output, attention = self._read(inputs, cache, batch, layers)
+        return self._scored(trie, output, attention, inputs)
+
+    @torch.no_grad()
+    def evidence_with_content_free(
+        self, batch: Batch, free: Batch, trie: AnswerTrie, layers: Sequence[int]
+    ) -> tuple[Evidence, Evidence]:
+        """Evidence of the prompts, and of the same prompts with a caption that says nothing.
+
+        The second pass runs over the tokens from the caption on; what stands before it is in the first one's cache.
+        Where a cache cannot go back (recurrent and convolutional layers), or an image follows the caption, it is a pass
+        over the whole prompt. The vision tower runs once in any case.
+
+        Args:
+            batch: B prompts.
+            free: their content-free counterparts, both from :meth:`PromptEncoder.with_content_free`.
+            trie: the candidates' tokens.
+            layers: indices of the decoder layers to read attention from.
+
+        Raises:
+            UserError: a layer yields no attention or lies beyond the model.
+        """
+        batch = batch.to(self.device)
+        free = replace(free, vision=batch.vision).to(self.device)
+        inputs = self._inputs(batch)
+        shared, cache = SharedPrefix.of(batch, free), self._cache()
+        if shared is not None and can_be_cut(cache):
+            cache.activate_past_recording()  # sliding windows keep what the content-free prompts go back to
+            output, attention = self._read(inputs, cache, batch, layers)
+            prefix: DynamicCache | None = shared.cut(cache)  # before continuations roll the cache back to its window
+            free_inputs = self._suffix_inputs(free, shared.suffix)
+        else:
+            output, attention = self._read(inputs, cache if trie.needs_continuation else None, batch, layers)
+            prefix = self._cache() if trie.needs_continuation else None
+            free_inputs = self._inputs(free, inputs["mm_encoder_outputs"])
+        evidence = self._scored(trie, output, attention, inputs)
+        del output, cache
+        output, attention = self._read(free_inputs, prefix, free, layers)
+        return evidence, self._scored(trie, output, attention, free_inputs)
+
+    def _cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config.get_text_config())
+
+    def _read(
+        self, inputs: dict[str, Any], cache: DynamicCache | None, batch: Batch, layers: Sequence[int]
+    ) -> tuple[Any, Tensor]:
+        """Forward pass: the model's output, and the attention mass (B, L, H, N)."""
+        num_candidates = batch.image_rows.shape[1]
+        with (
+            self.shards.computing(),
+            capture(self.layers.attention, layers, batch.position_of_token, num_candidates, self.backend) as mass,
+        ):
+            output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+        if cache is not None:
+            cache.activate_past_recording()  # lets sliding windows be rolled back
+        return output, mass.stacked()
+
+    def _scored(self, trie: AnswerTrie, output: Any, attention: Tensor, inputs: dict[str, Any]) -> Evidence:
+        log_probs = trie.log_probs(lambda prefix: self._logits_after(prefix, output, inputs))
+        return self.shards.whole(Evidence(log_probs, attention.to(log_probs.device)))
+
+    @torch.no_grad()
+    def with_features(self, batch: Batch) -> Batch:
+        """The batch, on the model's device, with what the vision tower makes of its images: each goes through once."""
+        batch = batch.to(self.device)
+        outputs = [self.image_features(vision) for vision in batch.vision]
+        return replace(batch, features=PerImageFeatures.of(outputs, batch.visual_tokens))
+
+    def image_features(self, vision: dict[str, Any]) -> ModelOutput:
+        """What the vision tower makes of one sample's images, in the family's own form.
+
+        Args:
+            vision: the fields that the image processor made of these images.
+        """
+        encode = self.model.base_model.get_image_features
+        accepted = inspect.signature(encode).parameters
+        pixels = {name: self._in_model_dtype(values) for name, values in vision.items() if name in accepted}
+        return encode(**pixels, return_dict=True)
+
+    def _in_model_dtype(self, values: Any) -> Any:
+        if isinstance(values, list | tuple):
+            return type(values)(map(self._in_model_dtype, values))
+        return values.to(self.model.dtype) if isinstance(values, Tensor) and values.is_floating_point() else values
+
+    def _inputs(self, batch: Batch, features: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Model inputs of the B prompts, with the images' features (computed unless given) in place of their pixels."""
+        inputs: dict[str, Any] = dict(batch.tokens)
+        inputs["position_ids"] = self._position_ids(batch)
+        inputs["mm_encoder_outputs"] = self._features(batch) if features is None else features
+        return inputs
+
+    def _features(self, batch: Batch) -> dict[str, Any]:
+        features = batch.features or self.with_features(batch).features
+        return {"image": features.shown(batch.image_rows.flatten().tolist())}
+
+    def _suffix_inputs(self, batch: Batch, length: int) -> dict[str, Any]:
+        """Model inputs of the prompts' last tokens, which are plain text and follow a cache."""
+        return {
+            "input_ids": batch.tokens["input_ids"][:, -length:],
+            "attention_mask": batch.tokens["attention_mask"],
+            "position_ids": self._position_ids(batch)[..., -length:],
+        }
+
+    def _position_ids(self, batch: Batch) -> Tensor:
+        """Positions as ``generate`` makes them: 1-D or multimodal rope, blind to the padding on the left.
+
+        Prompt by prompt, because one family numbers the images on from prompt to prompt of a batch; once for prompts
+        that differ in nothing but pixels, as a sample's permutations do where its images have one size.
+        """
+        rope = inspect.signature(getattr(self.model.base_model, "get_rope_index", _no_fields)).parameters
+        grids = {
+            name: torch.cat([vision[name] for vision in batch.vision])[batch.image_rows]
+            for name in rope
+            if all(name in vision for vision in batch.vision)
+        }
+        compared = [values.cpu().numpy() for values in (*batch.tokens.values(), *grids.values())]
+        made: dict[bytes, Tensor] = {}
+        positions = []
+        for row in range(len(batch)):
+            alike = b"".join(values[row].tobytes() for values in compared)
+            if alike not in made:
+                tokens = {name: values[row : row + 1] for name, values in batch.tokens.items()}
+                input_ids = tokens.pop("input_ids")
+                others = tokens | {name: values[row] for name, values in grids.items()}
+                made[alike] = self.model._prepare_position_ids_for_generation(input_ids, others)
+            positions.append(made[alike])
+        return torch.cat(positions, dim=-2)  # (B, S), or (axes, B, S)
+
+    def _logits_after(self, prefix: Prefix, output: Any, inputs: dict[str, Any]) -> Tensor:
+        """Next-token logits (B, V) after the prompt and ``prefix``, from the prompt's cache, which stays as it was."""
+        if not prefix:
+            return output.logits[:, -1]
+        mask, last = inputs["attention_mask"], inputs["position_ids"][..., -1:]
+        steps = torch.arange(1, len(prefix) + 1, device=last.device)
+        tokens = mask.new_tensor(prefix).expand(len(mask), -1)
+        cache = output.past_key_values
+        croppable = cache.is_croppable
+        if not croppable:  # recurrent layers keep no past
+            cache = copy.deepcopy(cache)
+        continued = self.model(
+            input_ids=tokens,
+            attention_mask=torch.cat([mask, torch.ones_like(tokens)], 1),
+            position_ids=last + steps,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        if croppable:
+            cache.crop(-len(prefix))
+        return continued.logits[:, -1]
+
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit, where the model came from there."""
+        return getattr(self.model.config, "_commit_hash", None)
+
+    def fingerprint(self) -> str:
+        """A short digest of the weights: the same for a hub id and its local copy, another for other weights.
+
+        Reads the first and last values of every tensor, rounded to bfloat16, so that loading the same files in
+        float32 or in bfloat16, on one device, spread or offloaded, makes no difference.
+        """
+        ends = {}
+        for prefix, module in self.model.named_modules():
+            with align_module_device(module):  # fetches weights that are offloaded
+                for name, parameter in module.named_parameters(prefix, recurse=False):
+                    ends[name] = _ends(whole_tensor(parameter.detach()))
+        digest = hashlib.sha256()
+        for name in sorted(ends):
+            digest.update(name.encode())
+            digest.update(ends[name])
+        return digest.hexdigest()[:16]
+
+
+def _uses_attention_interface(attention: nn.Module) -> bool:
+    """Whether the module's attention goes through transformers' table of backends, where it can be read."""
+    return hasattr(sys.modules[type(attention).__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def _takes_image_features(model: Any) -> bool:
+    return model._supports_mm_encoder_outputs() and hasattr(model.base_model, "get_image_features")
+
+
+def _ends(parameter: Tensor) -> bytes:
+    """Shape, and the first and last values."""
+    flat = parameter.flatten()
+    values = torch.cat([flat[:8], flat[-8:]])
+    values = values.to(torch.bfloat16).view(torch.int16) if values.is_floating_point() else values
+    return str(tuple(parameter.shape)).encode() + values.cpu().numpy().tobytes()
+
+
+def _no_fields() -> None:
+    """Stands in for a position rule that needs no image fields."""

@@ -1,0 +1,230 @@
+import json
+import pickle
+from collections import defaultdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_vlm import write_noise_images
+
+from lad_pl.data.prepare.captions import read_categories, read_coco, read_dataset, read_flickr
+from lad_pl.data.prepare.pickles import read_pickle
+from lad_pl.errors import UserError
+
+
+def coco_files(folder: Path, captions: dict | None = None, instances: dict | None = None) -> tuple[Path, Path]:
+    images = [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}, {"id": 9, "file_name": "c.jpg"}]
+    texts = [(3, "A dog. "), (7, "A cat."), (3, "A hound."), (9, " \n")]
+    objects = [(3, 18), (3, 1), (7, 17), (3, 18)]
+    content = {
+        "captions": {"images": images, "annotations": [{"image_id": i, "caption": text} for i, text in texts]},
+        "instances": {"images": images, "annotations": [{"image_id": i, "category_id": c} for i, c in objects]},
+    }
+    content["captions"] |= captions or {}
+    content["instances"] |= instances or {}
+    for name, values in content.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    return folder / "captions.json", folder / "instances.json"
+
+
+# ------------------------------------------------------------------------------------------------------- COCO
+
+
+def test_official_coco_files(tmp_path):
+    source = read_coco(*coco_files(tmp_path))
+    assert source.captions == {"b.jpg": ["A cat."], "a.jpg": ["A dog. ", "A hound."]}
+    assert source.categories == {"a.jpg": frozenset({1, 18}), "b.jpg": frozenset({17})}
+    assert source.without_captions == ("c.jpg",)
+    assert source.num_captions == 3
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        ({"images": [{"id": 3, "file_name": "a.jpg"}, {"id": 4, "file_name": "a.jpg"}]}, "file_name occur.*'a.jpg'"),
+        ({"images": [{"id": 3, "file_name": "a.jpg"}, {"id": 3, "file_name": "b.jpg"}]}, "id occur.*is 3"),
+        ({"images": [{"id": 3, "file_name": "a.jpg"}]}, "2 annotations belong to images.*image_id 7"),
+        ({"images": [{"id": 3}]}, r"images\[0\] lacks 'file_name'"),
+        ({"images": [{"id": [3], "file_name": "a.jpg"}]}, r"images\[0\]: id must be a number or a text"),
+        ({"annotations": [{"image_id": 3, "caption": None}]}, "the caption of image a.jpg must be a text"),
+        ({"annotations": ["A dog"]}, r"annotations\[0\] is not an object"),
+    ],
+)
+def test_malformed_coco_files(tmp_path, captions, message):
+    with pytest.raises(UserError, match=message):
+        read_coco(*coco_files(tmp_path, captions))
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(UserError, match=r"Cannot read .*nothing.json: No such file"):
+        read_coco(tmp_path / "nothing.json")
+    captions, _ = coco_files(tmp_path)
+    captions.write_text(captions.read_text()[:-30])
+    with pytest.raises(UserError, match=r"not valid JSON \(cut off"):
+        read_coco(captions)
+    captions.write_text("[1]")
+    with pytest.raises(UserError, match="must hold either COCO's images and annotations or"):
+        read_coco(captions)
+
+
+def test_plain_mappings_as_json_and_as_the_published_pickles(tmp_path):
+    captions = {"a.jpg": "A dog", "b.jpg": ["A cat", "A tom"]}
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    (tmp_path / "captions.pkl").write_bytes(pickle.dumps(captions, protocol=2))
+    sets = defaultdict(set, {"a.jpg": {1, 18}, "b.jpg": {17}})
+    for protocol in range(6):
+        (tmp_path / "categories.pkl").write_bytes(
+            pickle.dumps({"file_to_catIds": sets, "catId_to_name": {1: "person"}}, protocol=protocol)
+        )
+        for suffix in ("json", "pkl"):
+            source = read_coco(tmp_path / f"captions.{suffix}", tmp_path / "categories.pkl")
+            assert source.captions == {"a.jpg": ["A dog"], "b.jpg": ["A cat", "A tom"]}
+            assert source.categories == {"a.jpg": frozenset({1, 18}), "b.jpg": frozenset({17})}
+    (tmp_path / "categories.json").write_text(json.dumps({"a.jpg": ["dog"], "b.jpg": "dog"}))
+    with pytest.raises(UserError, match=r"the categories of b.jpg must be a list"):
+        read_categories(tmp_path / "categories.json")
+
+
+class Harmful:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_runs_nothing(tmp_path):
+    (tmp_path / "harm.pkl").write_bytes(pickle.dumps({"a.jpg": Harmful(tmp_path / "harmed")}))
+    with pytest.raises(UserError, match="nothing else is loaded from a pickle"):
+        read_pickle(tmp_path / "harm.pkl")
+    assert not (tmp_path / "harmed").exists()
+    (tmp_path / "harm.pkl").write_bytes(pickle.dumps({"a": "b"})[:-3])
+    with pytest.raises(UserError, match="not a pickle of plain captions"):
+        read_pickle(tmp_path / "harm.pkl")
+
+
+# ----------------------------------------------------------------------------------------------------- Flickr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("Flickr8k.token.txt", "a.jpg#0\tA dog .\na.jpg#1\tA hound, brown\nb.jpg#0\tA cat .\n"),
+        ("captions.txt", 'image,caption\na.jpg,A dog .\na.jpg,"A hound, brown"\nb.jpg,A cat .\n'),
+        (
+            "results.csv",
+            "image_name| comment_number| comment\na.jpg| 0| A dog .\na.jpg| 1| A hound, brown\nb.jpg| 0| A cat .\n",
+        ),
+        (
+            "dataset_flickr30k.json",
+            json.dumps(
+                {
+                    "images": [
+                        {"filename": "a.jpg", "sentences": [{"raw": "A dog ."}, {"raw": "A hound, brown"}]},
+                        {"filename": "b.jpg", "sentences": [{"raw": "A cat ."}]},
+                    ]
+                }
+            ),
+        ),
+    ],
+)
+def test_flickr_in_its_four_forms(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    source = read_flickr(tmp_path / name)
+    assert source.captions == {"a.jpg": ["A dog .", "A hound, brown"], "b.jpg": ["A cat ."]}
+    assert source.categories is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", "a.jpg#0\tA dog\na.jpg A hound\n", "line 2 is not 'name.jpg#0<tab>caption': 'a.jpg A hound'"),
+        ("x.csv", "image_name| comment_number| comment\na.jpg| 4   A dog\n", "line 2 has 2 columns instead of 3"),
+        ("x.json", "{}", "no list 'images'"),
+        ("x.json", '{"images": [{"filename": "a.jpg"}]}', r"images\[0\] lacks 'sentences'"),
+    ],
+)
+def test_malformed_flickr_files(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_flickr(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------------------------ data sets
+
+
+def read(dataset: Path, folder: Path, images: Path | None = None, image="image", caption="caption"):
+    return read_dataset(str(dataset), image, caption, None, None, images, folder / "written")
+
+
+def test_a_table_of_names(tmp_path):
+    rows = [
+        {"file": "a.jpg", "texts": ["A dog", "A hound"]},
+        {"file": "b.jpg", "texts": ["A cat"]},
+        {"file": "c.jpg", "texts": None},
+        {"file": "a.jpg", "texts": ["A puppy"]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = read(tmp_path / "rows.jsonl", tmp_path, tmp_path, "file", "texts")
+    assert source.captions == {"a.jpg": ["A dog", "A hound", "A puppy"], "b.jpg": ["A cat"]}
+    assert source.without_captions == ("c.jpg",)
+    assert not (tmp_path / "written").exists()
+
+
+def parquet(path: Path, pictures: list, captions: list) -> Path:
+    pq.write_table(pa.table({"image": pictures, "caption": captions}), path)
+    return path
+
+
+def test_embedded_pictures_are_written_once_and_unchanged(tmp_path):
+    first, second = (path.read_bytes() for path in write_noise_images(tmp_path / "noise", 2))
+    pictures = [{"bytes": first, "path": "x/dog.png"}, {"bytes": second, "path": None}, {"bytes": second, "path": None}]
+    dataset = parquet(tmp_path / "rows.parquet", pictures, ["A dog", "A cat", "A tom"])
+    source = read(dataset, tmp_path)
+    named, unnamed = source.captions
+    assert list(source.captions.values()) == [["A dog"], ["A cat", "A tom"]]
+    assert named == "dog.png" and unnamed.endswith(".png")
+    assert (tmp_path / "written" / named).read_bytes() == first
+    assert (tmp_path / "written" / unnamed).read_bytes() == second
+    (tmp_path / "written" / named).touch()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "written").iterdir()}
+    assert read(dataset, tmp_path) == source
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "written").iterdir()}
+
+
+def test_a_folder_that_datasets_understands(tmp_path):
+    write_noise_images(tmp_path / "photos", 2)
+    rows = [{"file_name": f"noise_00{i}.png", "caption": f"noise {i}"} for i in range(2)]
+    (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = read(tmp_path / "photos", tmp_path)
+    assert source.captions == {"noise_000.png": ["noise 0"], "noise_001.png": ["noise 1"]}
+    assert len(list((tmp_path / "written").iterdir())) == 2
+
+
+def test_data_sets_that_cannot_be_used(tmp_path):
+    first, second = (path.read_bytes() for path in write_noise_images(tmp_path / "noise", 2))
+    twice = parquet(tmp_path / "x.parquet", [{"bytes": b, "path": "a.png"} for b in (first, second)], ["x", "y"])
+    with pytest.raises(UserError, match=r"row 2.*two different pictures have the name a.png"):
+        read(twice, tmp_path)
+    with pytest.raises(UserError, match=r"row 1: the image, a file name in .* must be a text"):
+        read(twice, tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"no column 'text'.*it has: image, caption"):
+        read(twice, tmp_path, caption="text")
+    names = parquet(tmp_path / "names.parquet", ["a.png"], ["x"])
+    with pytest.raises(UserError, match=r"row 1: column 'image' holds no picture but 'a.png'; name the folder"):
+        read(names, tmp_path)
+    gone = parquet(tmp_path / "gone.parquet", [{"bytes": None, "path": "/nowhere/a.png"}], ["x"])
+    with pytest.raises(UserError, match=r"/nowhere/a.png cannot be read: No such file"):
+        read(gone, tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "caption": "x"}\n{"image": "b.p')
+    with pytest.raises(UserError, match="line 2 is not valid JSON"):
+        read(tmp_path / "rows.jsonl", tmp_path, tmp_path)
+    with pytest.raises(UserError, match="must be a text, not '3'"):
+        read(parquet(tmp_path / "numbers.parquet", ["a.png"], [3]), tmp_path, tmp_path)
+
+
+def test_an_embedded_picture_that_is_none_is_left_to_the_one_who_opens_it(tmp_path):
+    dataset = parquet(tmp_path / "x.parquet", [{"bytes": b"no picture", "path": None}], ["x"])
+    (name,) = read(dataset, tmp_path).captions
+    assert (tmp_path / "written" / name).read_bytes() == b"no picture"

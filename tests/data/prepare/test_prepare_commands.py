@@ -1,0 +1,59 @@
+"""`python -m lad_pl prepare` and `download` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_vlm import write_noise_images
+
+from lad_pl.cli import main
+from lad_pl.data import read_annotations
+from lad_pl.data.prepare.commands import COMMANDS
+
+
+@pytest.mark.parametrize("arguments", [["prepare"], ["download"], *(["prepare", command] for command in COMMANDS)])
+def test_every_command_explains_itself(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([*arguments, "--help"])
+    assert exit_info.value.code == 0
+    told = capsys.readouterr().out
+    assert f"lad_pl {arguments[0]}" in told
+    if len(arguments) == 2:  # every parameter of the function has its line of help
+        assert all(
+            f"--{name}" in told for name in COMMANDS[arguments[1]].__annotations__ if name not in ("return", "options")
+        )
+
+
+def test_a_table_becomes_an_annotation_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [path.name for path in write_noise_images(tmp_path / "photos", 4)]
+    rows = [{"id": i, "caption": f"photo {i}", "images": names[:3], "answer_index": i} for i in range(3)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        f"--source={tmp_path / 'mine.jsonl'}",
+        f"--output={tmp_path / 'out'}",
+        f"--images={tmp_path / 'photos'}",
+    ]
+    assert main(["prepare", "table", *arguments]) == 0
+    (written,) = (tmp_path / "out").glob("*.json")
+    assert str(written) in capsys.readouterr().out
+    assert [sample.target for sample in read_annotations(written)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prepare"], "lad_pl prepare --help"),
+        (["prepare", "soup"], "invalid choice: 'soup'"),
+        (["prepare", "coco", "--colour=red"], "colour"),
+        (["prepare", "table", "--source=nowhere.jsonl", "--output=out"], "nowhere.jsonl"),
+        (["download", "everything"], "coco-val2014"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("lad_pl: ")
+    assert told in lines[0]

@@ -1,0 +1,199 @@
+"""The evidence store: what goes in comes out, torn ends are left out, foreign and damaged files are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lad_pl import UserError
+from lad_pl.evidence.store import EvidenceStore, read_prompts, read_settings, stream_prompts
+from lad_pl.evidence.table import Prompts, as_stored, no_evidence
+from lad_pl.types import Evidence
+
+SAMPLES, T, N, LAYERS, HEADS = 7, 3, 4, 2, 5
+SETTINGS = {"weights": "abc", "layers": (1, 2), "prompt": {"template": "{caption}"}}
+
+
+def evidence(prompts: int, seed: int) -> Evidence:
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = torch.randn(prompts, N, generator=generator).log_softmax(-1)
+    decades = torch.rand(prompts, LAYERS, HEADS, N, generator=generator) * 8
+    return as_stored(Evidence(log_probs, 10**-decades))
+
+
+def sample(group: int, in_words: bool = False) -> Prompts:
+    orders = torch.stack([torch.arange(N).roll(place) for place in range(T)])
+    return Prompts(
+        evidence=no_evidence(T) if in_words else evidence(T, group),
+        targets=(orders == group % N).long().argmax(1) if group else torch.full((T,), -1),
+        permutations=orders,
+        groups=torch.full((T,), group),
+        places=torch.arange(T),
+        ids=(f"sample {group}",) * T,
+        seconds=torch.full((T,), 0.25).double(),
+        forwards=torch.full((T,), 2),
+        free=None if in_words else evidence(T, 100 + group),
+        texts=tuple((f"chain {group} {place}", "</think> 3") for place in range(T)) if in_words else None,
+    )
+
+
+def assert_equal(one: Prompts, other: Prompts) -> None:
+    for name in ("targets", "permutations", "groups", "places", "seconds", "forwards"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert one.ids == other.ids and one.texts == other.texts
+    for ours, theirs in ((one.evidence, other.evidence), (one.free, other.free)):
+        assert (ours is None) == (theirs is None)
+        for name in ("log_probs", "attention", "layer_attention") if ours is not None else ():
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def stored(path: Path, groups: list[int], in_words: bool = False, rank: int = 0) -> EvidenceStore:
+    store = EvidenceStore(path, SETTINGS)
+    for group in groups:
+        store.append(sample(group, in_words), rank)
+    store.close()
+    return store
+
+
+@pytest.mark.parametrize("in_words", [False, True])
+def test_what_goes_in_comes_out_in_the_samples_order(tmp_path: Path, in_words: bool) -> None:
+    path = tmp_path / "evidence.parquet"
+    stored(path, [4, 0, 6], in_words)
+    stored(path, [5, 1], in_words, rank=1)
+    stored(path, [3, 2, 3], in_words).finish(SAMPLES, T)  # a second attempt, which computed one sample twice
+    prompts = read_prompts(path)
+    assert prompts.groups.tolist() == sorted([*range(SAMPLES)] * T)
+    for group in range(SAMPLES):
+        assert_equal(prompts[torch.arange(group * T, group * T + T)], sample(group, in_words))
+    assert [path.name] == [entry.name for entry in tmp_path.iterdir()]
+    assert read_settings(path) == {**SETTINGS, "layers": [1, 2]}
+
+
+def test_half_precision_keeps_small_masses() -> None:
+    masses = 10 ** -torch.linspace(0, 8.3, 1000).double()
+    kept = as_stored(Evidence(torch.zeros(1, 4), masses.view(1, 1, 250, 4))).attention.flatten()
+    assert ((kept / masses - 1).abs() < 1.1e-3).all()
+
+
+def test_without_heads_attention_is_their_mean(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.parquet"
+    stored(path, [*range(SAMPLES)]).finish(SAMPLES, T)
+    whole, light = read_prompts(path), read_prompts(path, heads=False)
+    assert light.evidence.attention.shape == (SAMPLES * T, LAYERS, 1, N)
+    assert torch.equal(light.evidence.layer_attention, whole.evidence.layer_attention)
+    np.testing.assert_allclose(light.evidence.attention[:, :, 0], whole.evidence.attention.mean(2), rtol=1e-3)
+
+
+def test_streams_whole_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lad_pl.evidence.store._ROWS_PER_GROUP", 4)
+    path = tmp_path / "evidence.parquet"
+    stored(path, [*range(SAMPLES)]).finish(SAMPLES, T)
+    assert pq.ParquetFile(path).num_row_groups == 6
+    parts = list(stream_prompts(path))
+    assert len(parts) > 2
+    assert all(len(part) % T == 0 for part in parts)
+    assert torch.equal(torch.cat([part.groups for part in parts]), read_prompts(path).groups)
+
+
+def test_a_part_torn_anywhere_gives_its_whole_records(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.parquet"
+    store = stored(path, [0, 1, 2])
+    (part,) = store.folder.iterdir()
+    content = part.read_bytes()
+    seen = set()
+    for length in [*range(0, len(content), 97), len(content)]:
+        part.write_bytes(content[:length])
+        again = EvidenceStore(path, SETTINGS)
+        again.check()
+        done = again.done(T)
+        assert done == set(range(len(done)))
+        seen.add(len(done))
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_sample_with_a_permutation_missing_is_not_done(tmp_path: Path) -> None:
+    store = EvidenceStore(tmp_path / "evidence.parquet", SETTINGS)
+    store.append(sample(0))
+    store.append(sample(1)[torch.tensor([0, 2])])
+    store.close()
+    assert store.done(T) == {0}
+    with pytest.raises(UserError, match=r"1 of 6 prompts have no evidence"):
+        store.finish(2, T)
+    assert store.done(T) == {0}
+
+
+def test_evidence_of_another_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.parquet"
+    finished = stored(path, [0])
+    other = {**SETTINGS, "weights": "xyz"}
+    for _ in ("parts", "file"):
+        with pytest.raises(UserError, match=r"weights: 'abc' there, 'xyz' here.*--model.overwrite true"):
+            EvidenceStore(path, other).check()
+        EvidenceStore(path, SETTINGS).check()
+        finished.finish(1, T)
+    store = EvidenceStore(path, other, overwrite=True)
+    store.check()
+    assert store.done(T) == set()
+    store.append(sample(0))
+    store.close()
+    assert read_settings(path)["weights"] == "abc"  # there until what replaces it is whole
+    store.finish(1, T)
+    assert read_settings(path)["weights"] == "xyz"
+    same = EvidenceStore(path, other, overwrite=True)
+    assert same.done(T) == {0}  # overwriting is for what differs
+
+
+def test_unfinished_evidence_of_another_configuration_never_mixes_in(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.parquet"
+    stored(path, [0, 1])
+    other = EvidenceStore(path, {**SETTINGS, "weights": "xyz"}, overwrite=True)
+    assert other.done(T) == set()
+    with pytest.raises(UserError, match="3 of 3 prompts have no evidence"):
+        other.finish(1, T)
+    assert EvidenceStore(path, SETTINGS).done(T) == {0, 1}
+
+
+def test_two_processes_of_one_rank_lose_nothing(tmp_path: Path) -> None:
+    """A command that was typed twice."""
+    stores = [EvidenceStore(tmp_path / "evidence.parquet", SETTINGS) for _ in range(2)]
+    for group in range(3):
+        for store in stores:
+            store.append(sample(group))
+    for store in stores:
+        store.close()
+    assert EvidenceStore(tmp_path / "evidence.parquet", SETTINGS).done(T) == {0, 1, 2}
+    stores[0].finish(3, T)
+    stores[1].finish(3, T)
+    assert len(read_prompts(tmp_path / "evidence.parquet")) == 3 * T
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.parquet"
+    with pytest.raises(UserError, match="There is no evidence at"):
+        read_prompts(path)
+    stored(path, [*range(SAMPLES)]).finish(SAMPLES, T)
+    content = path.read_bytes()
+    for length in (0, 3, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"evidence.parquet .*truncated"):
+            read_prompts(path)
+        with pytest.raises(UserError, match="cannot be read"):
+            EvidenceStore(path, SETTINGS).check()
+    middle = bytearray(content)
+    middle[60:160] = bytes(100)
+    path.write_bytes(bytes(middle))
+    with pytest.raises(UserError, match="is damaged"):
+        read_prompts(path)
+    table = pq.read_table(_restored(path, content))
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(UserError, match="is no evidence of this toolkit"):
+        read_prompts(path)
+
+
+def _restored(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path

@@ -1,0 +1,168 @@
+"""A run that breaks off goes on where it stopped, and ends with the bytes of one that did not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import QUIET, fails, stops_after, write_annotations
+
+from lad_pl.cli import main
+from lad_pl.evidence.store import read_prompts
+from lad_pl.run.folder import RunFolder
+
+RESULTS = ("metrics.json", "predictions.jsonl")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    data = tmp_path_factory.mktemp("data")
+    return [
+        f"--model.vlm.path={tiny_folder}",
+        "--model.vlm.dtype=float32",
+        "--model.prompt.image_size=84",
+        "--model.layers=2-5",
+        "--model.methods=[instruction]",
+        f"--data.annotations={write_annotations(data, 8)}",
+        "--data.num_calibration=2",
+        "--data.num_permutations=2",
+        "--data.batch_size=2",
+        *QUIET,
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    for command in ("fit", "test"):
+        assert main([command, *base, f"--trainer.default_root_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("batches", "torn"), [(1, 0), (2, 1), (4, 40)])
+def test_interrupted_test(base, uninterrupted, tmp_path, monkeypatch, batches: int, torn: int) -> None:
+    """Of 3 batches in each of two passes; `torn`: bytes that never reached the disk."""
+    options = [*base, f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    assert main(["fit", *options]) == 0
+    with monkeypatch.context() as patch:
+        stops_after(patch, batches)
+        with pytest.raises(RuntimeError, match="went down"):
+            main(["test", *options])
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    parts = sorted((tmp_path / "run").glob("*.parts-*/*"))
+    assert len(parts) == (1 if batches <= 3 else 2)
+    if torn:
+        os.truncate(parts[0], parts[0].stat().st_size - torn)
+    with monkeypatch.context() as patch:
+        sizes = stops_after(patch, 100)
+        assert main(["test", *options]) == 0
+    assert len(sizes) == 6 - batches + (torn > 0)
+    for name in RESULTS:
+        assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    assert not list((tmp_path / "run").glob("*.parts-*"))
+
+
+def test_interrupted_fit(base, uninterrupted, tmp_path, monkeypatch) -> None:
+    options = [*base, f"--trainer.default_root_dir={tmp_path / 'run'}", "--data.batch_size=1"]
+    with monkeypatch.context() as patch:
+        stops_after(patch, 1)
+        with pytest.raises(RuntimeError, match="went down"):
+            main(["fit", *options])
+    with monkeypatch.context() as patch:
+        sizes = stops_after(patch, 100)
+        assert main(["fit", *options]) == 0
+    assert sizes == [3]
+    assert main(["test", *options]) == 0
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (uninterrupted / "metrics.json").read_bytes()
+
+
+def test_interrupted_predict(base, uninterrupted, tmp_path, monkeypatch) -> None:
+    """Of 4 batches: predict takes the calibration samples as well."""
+    calibration = f"--ckpt_path={uninterrupted / 'calibration.ckpt'}"
+    whole, broken = ([*base, calibration, f"--trainer.default_root_dir={tmp_path / name}"] for name in ("a", "b"))
+    assert main(["predict", *whole]) == 0
+    with monkeypatch.context() as patch:
+        stops_after(patch, 3)
+        with pytest.raises(RuntimeError, match="went down"):
+            main(["predict", *broken])
+    with monkeypatch.context() as patch:
+        sizes = stops_after(patch, 100)
+        assert main(["predict", *broken]) == 0
+    assert sizes == [4]
+    assert (tmp_path / "b/predictions.jsonl").read_bytes() == (tmp_path / "a/predictions.jsonl").read_bytes()
+
+
+def test_a_finished_run_asks_the_model_nothing(base, uninterrupted, monkeypatch) -> None:
+    before = [(uninterrupted / name).read_bytes() for name in RESULTS]
+    sizes = stops_after(monkeypatch, 100)
+    for command in ("fit", "test"):
+        assert main([command, *base, f"--trainer.default_root_dir={uninterrupted}"]) == 0
+    assert sizes == []
+    assert [(uninterrupted / name).read_bytes() for name in RESULTS] == before
+
+
+def test_another_readout_replays_the_evidence(base, uninterrupted, tmp_path, monkeypatch, capsys) -> None:
+    options = [*base, f"--trainer.default_root_dir={uninterrupted}", "--model.readout.temperature=1"]
+    assert "readout.temperature: 5.0 there, 1.0 here" in fails(capsys, "test", *options)
+    before = json.loads((uninterrupted / "predictions.jsonl").read_text().splitlines()[0])
+    sizes = stops_after(monkeypatch, 100)
+    assert main(["test", *options, "--model.overwrite=true"]) == 0
+    after = json.loads((uninterrupted / "predictions.jsonl").read_text().splitlines()[0])
+    assert sizes == []
+    assert after["log_probs"] == before["log_probs"]
+    assert after["scores"]["agd"] != before["scores"]["agd"]
+    assert main(["test", *base, f"--trainer.default_root_dir={uninterrupted}", "--model.overwrite=true"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "ends"),
+    [
+        ("test", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)),
+        ("fit", (signal.SIGINT, signal.SIGTERM)),
+        ("predict", (signal.SIGTERM, signal.SIGKILL)),
+    ],
+)
+def test_a_process_stopped_again_and_again(tmp_path: Path, stage: str, ends: tuple[signal.Signals, ...]) -> None:
+    """The demo as a process of its own: each time it keeps what it computed, and says how to go on."""
+    options = [f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    if stage != "fit":
+        assert main(["fit", *options]) == 0
+    options += ["--data.num_calibration=150"] if stage == "fit" else ["--data.num_test=150"]
+    folder, kept = RunFolder(tmp_path), 0
+    result = folder.calibration if stage == "fit" else folder.predictions(stage)
+    for end in ends:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lad_pl", stage, *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=heeds_ctrl_c,
+        )
+        while process.poll() is None and stored_bytes(tmp_path) < kept + 12_000:
+            time.sleep(0.02)
+        process.send_signal(end)
+        told = process.communicate(timeout=60)[1]
+        assert process.returncode == {signal.SIGINT: 1, signal.SIGTERM: 143, signal.SIGKILL: -9}[end], told
+        assert ("Run the same command again to go on." in told) == (end != signal.SIGKILL)
+        assert not result.exists()
+        assert stored_bytes(tmp_path) >= kept + 12_000
+        kept = stored_bytes(tmp_path)
+    assert main([stage, *options]) == 0
+    assert result.exists()
+    assert read_prompts(folder.evidence(stage)).groups.unique().tolist() == list(range(150))
+
+
+def heeds_ctrl_c() -> None:
+    """What a shell starts in the background is told to ignore it, and so would be whatever that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def stored_bytes(folder: Path) -> int:
+    return sum(part.stat().st_size for part in folder.glob("*evidence.parquet.parts-*/*"))
