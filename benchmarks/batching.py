@@ -12,9 +12,9 @@ from PIL import Image
 from benchmarks.measure import Figure, run
 from benchmarks.models import WORDS, build_model, synthetic_photo, workspace
 from lad_pl import PromptSpec, VisionLanguageModel, VLMSpec
+from lad_pl.data.batches import plan_batches
 from lad_pl.data.images import load_photo, size_of
 from lad_pl.data.permutations import random_permutations
-from lad_pl.data.planning import plan_batches
 from lad_pl.types import Batch, PermutedSample, Sample
 from lad_pl.vlm.prompt_length import PromptLengths
 

@@ -15,8 +15,7 @@ import torch
 
 from benchmarks.models import build_model, build_questions
 from lad_pl import AttentionGuidedDebiasing, PromptSpec, VisionLanguageModel, VLMSpec
-from lad_pl.calibrate import calibrate
-from lad_pl.checkpoint import load_calibration
+from lad_pl.calibrate import calibrate, load_calibration
 from lad_pl.data.annotations import read_annotations
 from lad_pl.data.datamodule import MultiImageData
 from lad_pl.data.images import load_photo

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from lad_pl.errors import UserError
 
 
 @contextmanager
@@ -25,7 +25,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_annotations(path: str | Path, samples: Sequence[dict[str, Any]]) -> None:
-    """Write an annotation file, as :func:`lad_pl.data.read_annotations` reads it."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(list(samples), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+_PACKAGE = Path(__file__).parent
+
+
+def asset(relative: str) -> Path:
+    """Path of an embedded file or folder, such as ``configs/demo.yaml``.
+
+    Raises:
+        UserError: this installation does not carry it.
+    """
+    for root in (_PACKAGE / "assets", _PACKAGE.parent):
+        if (root / relative).exists():
+            return root / relative
+    raise UserError(f"This installation lacks {relative}; install lad_pl anew, from a wheel or a full checkout.")

@@ -18,8 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from lad_pl.calibrate import calibrate
-from lad_pl.checkpoint import load_calibration, pack, unpack
+from lad_pl.calibrate import calibrate, load_calibration, pack, unpack
 from lad_pl.data.annotations import digest, sample_key
 from lad_pl.data.datamodule import MultiImageData
 from lad_pl.data.permutations import cyclic_shifts, random_permutations
@@ -30,7 +29,8 @@ from lad_pl.methods.runner import PassRun
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import first_difference, library_versions
 from lad_pl.readouts import ReadoutSettings, check_names
-from lad_pl.run.folder import Record, RunFolder, WriteRun
+from lad_pl.run.callback import WriteRun
+from lad_pl.run.folder import Record, RunFolder
 from lad_pl.run.processes import Processes
 from lad_pl.run.scoring import Results, replay
 from lad_pl.types import Calibration

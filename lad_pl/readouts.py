@@ -243,3 +243,22 @@ def most_attentive_layers(layer_attention: Tensor, top_layers: int) -> Tensor:
 
 def _log(mass: Tensor) -> Tensor:
     return mass.clamp_min(EPS).log()
+
+
+def log_probabilities(readout: str, scores: Tensor, settings: ReadoutSettings) -> Tensor:
+    """A readout's scores as log-probabilities of the N images.
+
+    Args:
+        readout: its name; it decides what the scores are: log-probabilities up to a constant, a posterior, attention
+            mass, or nats (sharpened by tau, as in eq. 12).
+        scores: (..., N).
+        settings: holds tau.
+
+    Returns:
+        (..., N); each row sums to probability 1.
+    """
+    if readout in ("raw_attention", "purified_attention"):
+        return scores.clamp_min(EPS).log().log_softmax(-1)
+    if readout.startswith("head_information"):
+        return (settings.temperature * scores).log_softmax(-1)
+    return scores.log_softmax(-1)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from paths import CONFIGS
 
-from lad_pl.assets import asset
 from lad_pl.cli import main
+from lad_pl.files import asset
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lad_pl.checkpoint import load_calibration
+from lad_pl.calibrate import load_calibration
 from lad_pl.cli import main
 from lad_pl.readouts import ReadoutSettings, log_bias, posterior
 from lad_pl.types import Evidence

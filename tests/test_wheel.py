@@ -28,6 +28,6 @@ def test_the_wheel_carries_the_demo(tmp_path: Path) -> None:
         result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
     assert json.loads((elsewhere / "checkpoints/demo/metrics.json").read_text())["num_samples"] == 4
-    where = "import lad_pl, lad_pl.assets as a; print(lad_pl.__file__, a.asset('checkpoints/demo-vlm'))"
+    where = "import lad_pl, lad_pl.files as a; print(lad_pl.__file__, a.asset('checkpoints/demo-vlm'))"
     shown = subprocess.run([sys.executable, "-P", "-c", where], cwd=elsewhere, env=environment, capture_output=True)
     assert shown.stdout.decode().count(str(tmp_path / "site")) == 2  # the wheel's own files, not this checkout's

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -66,3 +69,97 @@ def paired_bootstrap(
     tail = 1 + min((sums <= 0).sum(), (sums >= 0).sum())
     low, high = np.quantile(sums / (num_samples * num_permutations), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Difference(mean, float(low), float(high), min(1.0, 2 * float(tail) / (draws + 1)))
+
+
+_DRAWS_AT_A_TIME = 500
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One statistic of A and of B on the same prompts."""
+
+    a: float
+    b: float
+    difference: Difference
+    """B less A."""
+
+
+def rstd_differences(
+    right: Sequence[tuple[Tensor, Tensor]], targets: Tensor, num_candidates: int, draws: int, seed: int
+) -> list[Paired]:
+    """Paired bootstrap over samples of differences in RStd; a sample's permutations are drawn together.
+
+    Args:
+        right: pairs of (G, T): whether A, and whether B, has each prompt right.
+        targets: (G, T) position of the right image.
+        num_candidates: N.
+        draws: how many times the samples are drawn anew.
+        seed: of the draws.
+
+    Returns:
+        RStd of A and B, the difference B less A with its 95 % percentile interval, and p as
+        :func:`paired_bootstrap` has it; NaN where fewer than two positions held the right image, or
+        one sample is all there is.
+    """
+    at = torch.nn.functional.one_hot(targets, num_candidates)
+    flat = [side for pair in right for side in pair]
+    hits = torch.stack([(at * side[:, :, None]).sum(1) for side in flat], 1).double().numpy()  # (G, 2 R, N)
+    asked = at.sum(1).double().numpy()
+    num_samples = len(asked)
+    observed = _spread(hits.sum(0), asked.sum(0)[None])
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for start in range(0, draws, _DRAWS_AT_A_TIME):
+        weights = generator.multinomial(
+            num_samples, np.full(num_samples, 1 / num_samples), min(_DRAWS_AT_A_TIME, draws - start)
+        )
+        sums = np.tensordot(weights.astype(float), hits, 1)
+        drawn.append(_spread(sums, (weights @ asked)[:, None]))
+    spread = np.concatenate(drawn)
+    return [
+        Paired(
+            float(observed[r]),
+            float(observed[r + 1]),
+            _difference(observed[r + 1] - observed[r], spread[:, r + 1] - spread[:, r]),
+        )
+        for r in range(0, len(flat), 2)
+    ]
+
+
+def _spread(hits: Any, asked: Any) -> Any:
+    """Standard deviation (ddof 1) over the last axis of hits / asked, leaving out positions that were not asked."""
+    seen = np.broadcast_to(asked > 0, hits.shape)
+    recall = np.where(seen, hits / np.maximum(asked, 1), 0)
+    count = seen.sum(-1)
+    mean = recall.sum(-1) / np.maximum(count, 1)
+    squares = (np.where(seen, recall - mean[..., None], 0) ** 2).sum(-1)
+    return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
+
+
+def _difference(mean: float, drawn: Any) -> Difference:
+    drawn = drawn[~np.isnan(drawn)]
+    if math.isnan(mean) or not len(drawn):
+        return Difference(float(mean), math.nan, math.nan, math.nan)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    tail = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return Difference(float(mean), float(low), float(high), min(1.0, 2 * float(tail) / (len(drawn) + 1)))
+
+
+def mcnemar(worse: int, better: int) -> float:
+    """McNemar's exact test: how probable so uneven a split of the flips is, were both directions as likely.
+
+    >>> round(mcnemar(1, 9), 4)
+    0.0215
+
+    Args:
+        worse: prompts right in A and wrong in B.
+        better: prompts wrong in A and right in B.
+
+    Returns:
+        the two-sided p of the binomial test with probability 1/2; 1 where nothing flips.
+    """
+    flips = worse + better
+    k = torch.arange(min(worse, better) + 1, dtype=torch.float64)
+    whole = torch.tensor(flips, dtype=torch.float64)
+    log_tail = torch.lgamma(whole + 1) - torch.lgamma(k + 1) - torch.lgamma(whole - k + 1) - whole * math.log(2)
+    return min(1.0, 2 * float(log_tail.logsumexp(0).exp()))

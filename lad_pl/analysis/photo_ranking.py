@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lad_pl.analysis.ranking import log_probabilities, strengths
 from lad_pl.data.images import open_image
-from lad_pl.data.photos import PhotoData
+from lad_pl.data.photos import PhotoData, PhotoGroup
 from lad_pl.errors import UserError
 from lad_pl.files import whole_file
-from lad_pl.readouts import ReadoutSettings
+from lad_pl.readouts import ReadoutSettings, log_probabilities
 
 _THUMBNAIL, _COLUMNS, _MARGIN, _LINE = 220, 5, 12, 18
 Ranking = dict[str, Any]
@@ -128,3 +127,28 @@ def _cut(text: str, font: Any, width: int) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def strengths(dealt: Sequence[PhotoGroup], log_probs: Tensor, num_photos: int) -> Tensor:
+    """Log-probabilities of M photos that explain the groups' log-odds best.
+
+    Least squares: within every group, strengths less their mean against log-probabilities less their mean.
+
+    Args:
+        dealt: G groups of N photo indices that link all photos.
+        log_probs: (G, N) log-probabilities within each group, in the groups' order; finite.
+        num_photos: M.
+
+    Returns:
+        (M,) log-probabilities, double precision.
+    """
+    members = torch.tensor(dealt)
+    size = members.shape[1]
+    centred = log_probs.double() - log_probs.double().mean(-1, keepdim=True)
+    # Normal equations: the graph's Laplacian, made regular by fixing the mean of the strengths.
+    laplacian = torch.full((num_photos, num_photos), 1 / num_photos, dtype=torch.double)
+    laplacian.diagonal().add_(torch.bincount(members.flatten(), minlength=num_photos))
+    pairs = (members[:, :, None].expand(-1, -1, size), members[:, None].expand(-1, size, -1))
+    laplacian.index_put_(pairs, torch.tensor(-1 / size, dtype=torch.double), accumulate=True)
+    evidence = torch.zeros(num_photos, dtype=torch.double).index_add(0, members.flatten(), centred.flatten())
+    return torch.linalg.solve(laplacian, evidence).log_softmax(0)

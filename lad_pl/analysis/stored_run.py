@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lad_pl.checkpoint import load_calibration
+from lad_pl.calibrate import load_calibration
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import read_prompts
 from lad_pl.evidence.table import Prompts

@@ -16,12 +16,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from lad_pl.analysis.report import metrics_table, rank_photos, ranking_table, recall_table, write_contact_sheet
-from lad_pl.assets import asset
-from lad_pl.checkpoint import load_calibration
+from lad_pl.calibrate import load_calibration
 from lad_pl.cli.commands import SUMMARIES, run_command
 from lad_pl.cli.photo_options import HELP, add_photo_options, translated
 from lad_pl.data import MultiImageData, PhotoData
 from lad_pl.errors import UserError
+from lad_pl.files import asset
 from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.run.folder import RunFolder
 from lad_pl.run.processes import FAILED, LOST, USER_ERROR, is_first, is_lost_contact, reported_by_another

@@ -11,10 +11,9 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lad_pl.data.annotations import read_annotations
-from lad_pl.data.batches import LoadImage, SampleBatches, Shard
+from lad_pl.data.batches import LoadImage, SampleBatches, Shard, plan_batches
 from lad_pl.data.images import file_digest, load_photo, size_of
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
-from lad_pl.data.planning import plan_batches
 from lad_pl.errors import UserError
 from lad_pl.provenance import short_digest
 from lad_pl.types import PermutedSample, Sample

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from lad_pl.assets import asset
 from lad_pl.data.batches import LoadImage
 from lad_pl.data.datamodule import MultiImageData
 from lad_pl.data.images import resize
 from lad_pl.demo.scenes import IMAGE_SIZE, load_image
 from lad_pl.errors import UserError
+from lad_pl.files import asset
 
 
 class DemoData(MultiImageData):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from functools import partial
 from glob import glob, has_magic
@@ -11,7 +12,6 @@ from typing import Any
 
 from PIL import Image
 
-from lad_pl.analysis.ranking import Group, groups
 from lad_pl.data.batches import LoadImage
 from lad_pl.data.datamodule import MultiImageData, Split
 from lad_pl.data.images import FORMATS, open_image, resize, size_of
@@ -46,7 +46,7 @@ class PhotoData(MultiImageData):
         self.rounds = rounds
         self.num_permutations = min(self.num_permutations, math.factorial(group_size))
         self.photos: tuple[str, ...] = ()
-        self.groups: tuple[Group, ...] = ()
+        self.groups: tuple[PhotoGroup, ...] = ()
 
     @property
     def results_folder(self) -> str:
@@ -129,3 +129,51 @@ def find_photos(patterns: Sequence[str]) -> tuple[str, ...]:
 
 def _load_upright(name: str, side: int | None) -> Image.Image:
     return resize(open_image(Path(name), upright=True), side)
+
+
+PhotoGroup = tuple[int, ...]
+
+
+def groups(num_photos: int, group_size: int, rounds: int = 3, seed: int = 42) -> tuple[PhotoGroup, ...]:
+    """Which photos are shown together.
+
+    Every round deals all photos into groups of N; the last group of a round is filled up with photos from the
+    round's beginning. Rounds are added until every photo can be compared with every other.
+
+    >>> groups(3, 3)
+    ((0, 1, 2),)
+    >>> [len(group) for group in groups(5, 4, rounds=2)]
+    [4, 4, 4, 4]
+
+    Args:
+        num_photos: M.
+        group_size: N, from 2 to M.
+        rounds: how many times every photo is shown at least.
+        seed: of the deals.
+
+    Raises:
+        UserError: there are fewer photos than a group holds.
+    """
+    if not 2 <= group_size <= num_photos:
+        raise UserError(f"{num_photos} photos do not make a group of {group_size}.")
+    if num_photos == group_size:
+        return (tuple(range(num_photos)),)
+    generator = random.Random(seed)
+    dealt: list[PhotoGroup] = []
+    while rounds > 0 or not _connected(dealt, num_photos):
+        order = generator.sample(range(num_photos), num_photos)
+        for start in range(0, num_photos, group_size):
+            group = order[start : start + group_size]
+            dealt.append(tuple(group + order[: group_size - len(group)]))
+        rounds -= 1
+    return tuple(dealt)
+
+
+def _connected(dealt: Sequence[PhotoGroup], num_photos: int) -> bool:
+    reached, waiting = {0}, [0]
+    while waiting:
+        photo = waiting.pop()
+        met = {other for group in dealt if photo in group for other in group} - reached
+        reached |= met
+        waiting += met
+    return len(reached) == num_photos

@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor, PreTrainedModel, ProcessorMixin
 
-from lad_pl.analysis.ranking import log_probabilities
-from lad_pl.checkpoint import load_calibration
+from lad_pl.calibrate import load_calibration
 from lad_pl.data.images import resize
 from lad_pl.errors import UserError
 from lad_pl.generate.prefill_capture import PromptReader
 from lad_pl.generate.prompt_registry import OFFSETS, KnownPrompts, watched
-from lad_pl.generate.steering import steered
+from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import first_difference
-from lad_pl.readouts import READOUTS, ReadoutSettings, check_names
+from lad_pl.readouts import READOUTS, ReadoutSettings, check_names, log_probabilities
 from lad_pl.types import Evidence
 from lad_pl.vlm import VisionLanguageModel
 
@@ -191,3 +191,39 @@ def _prompt(source: str, provenance: Mapping[str, Any]) -> PromptSpec:
         return PromptSpec(**provenance["prompt"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{source} does not say what its prompts were; run fit again.") from error
+
+
+def steered(
+    scores: Tensor, answer: Tensor, trie: AnswerTrie, log_probs: Tensor, only_candidates: bool = True
+) -> Tensor:
+    """Let the next token follow the candidates' probabilities.
+
+    >>> trie, nothing = AnswerTrie(((3,), (1,))), torch.empty(1, 0, dtype=torch.long)
+    >>> steered(torch.zeros(1, 4), nothing, trie, torch.tensor([[0.9, 0.1]]).log()).softmax(-1)
+    tensor([[0.0000, 0.1000, 0.0000, 0.9000]])
+
+    Args:
+        scores: (B, V) logits or log-probabilities of the next token.
+        answer: (B, k) tokens of the answer so far.
+        trie: the candidates' tokens.
+        log_probs: (B, N) log-probabilities of the candidates.
+        only_candidates: whether all other tokens are ruled out.
+
+    Returns:
+        (B, V). Where the answer so far begins a candidate, the tokens that go on to one have scores that differ as
+        their best candidates' log-probabilities do, and together weigh what they weighed. Other rows are as they were.
+    """
+    result = scores.clone()
+    for row, prefix in enumerate(map(tuple, answer.tolist())):
+        children = list(trie.children(prefix))
+        if not children:  # a candidate is complete, or something else is being said
+            continue
+        reached = torch.tensor(
+            [[sequence[: len(prefix) + 1] == (*prefix, c) for sequence in trie.sequences] for c in children]
+        )
+        best = log_probs[row].cpu().masked_fill(~reached, -torch.inf).amax(-1).to(scores)
+        mass = scores[row, children].logsumexp(-1)
+        if only_candidates:
+            result[row] = -torch.inf
+        result[row, children] = mass + best.log_softmax(-1)
+    return result

@@ -10,8 +10,9 @@ from lad_pl.errors import UserError
 from lad_pl.methods.base import PLAIN, MethodSettings, Pass, counted, plain_batch
 from lad_pl.methods.chain_of_thought import ChainOfThought, SelfConsistency
 from lad_pl.methods.contextual_calibration import Contextual
-from lad_pl.methods.instruction import Instruction, SoftAttention, SoftAttentionOfThePaper
+from lad_pl.methods.instruction import Instruction
 from lad_pl.methods.permutation_average import PermutationAverage, RandomPermutationAverage
+from lad_pl.methods.sofa import SoftAttention, SoftAttentionOfThePaper
 from lad_pl.readouts import READOUTS
 
 _KINDS: tuple[type[Pass], ...] = (

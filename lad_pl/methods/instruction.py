@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
 
-from lad_pl.methods.base import Measured, Pass
-from lad_pl.prompts.answer_trie import AnswerTrie
+from lad_pl.methods.base import Pass
 from lad_pl.prompts.template import PromptSpec
-from lad_pl.types import Batch
-from lad_pl.vlm import VisionLanguageModel
-from lad_pl.vlm.sofa import Sofa
 
 INSTRUCTION = "The images are shuffled; their order tells nothing. Judge every image fairly, wherever it stands. "
 """What the instruction baseline says before the prompt."""
@@ -26,28 +20,3 @@ class Instruction(Pass):
     def prompt(self, prompt: PromptSpec) -> PromptSpec:
         """The sentence, then the prompt's own words."""
         return replace(prompt, template=INSTRUCTION + prompt.template)
-
-
-class SoftAttention(Pass):
-    """SoFA as the published LAD code has it; see :class:`lad_pl.vlm.sofa.Sofa`."""
-
-    name = "sofa"
-    methods = ("sofa",)
-    variant: ClassVar[Literal["published", "paper"]] = "published"
-
-    def choices_made(self) -> dict[str, Any]:
-        """Weight and layers."""
-        return {"sofa_sigma": self.settings.sofa_sigma, "sofa_every": self.settings.sofa_every}
-
-    def measure(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> Measured:
-        """Evidence under softened attention."""
-        sofa = Sofa(self.variant, self.settings.sofa_sigma, self.settings.sofa_every)
-        return Measured(vlm.evidence(batch, trie, layers, sofa))
-
-
-class SoftAttentionOfThePaper(SoftAttention):
-    """SoFA as its own paper has it."""
-
-    name = "sofa_paper"
-    methods = ("sofa_paper",)
-    variant = "paper"

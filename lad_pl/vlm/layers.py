@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lad_pl.errors import UserError
-from lad_pl.vlm.capture import check_layers
 
 LayerChoice = list[int] | int | float | str
 
@@ -89,3 +89,26 @@ class DecoderLayers:
                 "(model.layers: [...])."
             )
         return chosen
+
+
+def check_layers(
+    layers: Sequence[int], attention_modules: Sequence[nn.Module | None], setting: str = "model.layers"
+) -> None:
+    """Raise a UserError if ``setting`` names no layer, one twice, one beyond the decoder, or one without attention."""
+    depth = len(attention_modules)
+    beyond = [layer for layer in layers if not 0 <= layer < depth]
+    if beyond:
+        raise UserError(f"{setting} names layer {beyond[0]}, but the model has layers 0 to {depth - 1}.")
+    if not layers or len(set(layers)) < len(layers):
+        raise UserError(f"{setting} must name at least one layer, and each once.")
+    without = [layer for layer in layers if attention_modules[layer] is None]
+    if without:
+        others = [layer for layer, module in enumerate(attention_modules) if module is not None]
+        raise UserError(
+            f"{setting} names {_listed(without)}, which see no image: they have no self-attention (as "
+            f"recurrent and convolutional ones). This model's attention is in {_listed(others)}."
+        )
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"

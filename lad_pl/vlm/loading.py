@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.distributed import DistributedConfig
 
-from lad_pl.assets import asset
 from lad_pl.errors import UserError, first_line
+from lad_pl.files import asset
 from lad_pl.vlm.tensor_parallel import with_plan
 
 # What says where the files are, and so holds for the processor as well as for the weights.

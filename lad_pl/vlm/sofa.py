@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lad_pl.errors import UserError
-from lad_pl.vlm.capture import AttentionFunction, check_layers, wrapped_attention
-from lad_pl.vlm.layers import DecoderLayers
+from lad_pl.vlm.attention import AttentionFunction, wrapped_attention
+from lad_pl.vlm.layers import DecoderLayers, check_layers
 
 BACKENDS = ("sdpa", "eager")
 """Attention implementations that take a mask of numbers."""

@@ -17,8 +17,8 @@ from scipy.stats import binomtest
 from synthetic_run import synthetic_run
 
 from lad_pl import ReadoutSettings, UserError
+from lad_pl.analysis.bootstrap import mcnemar, rstd_differences
 from lad_pl.analysis.compare import compare
-from lad_pl.analysis.paired import mcnemar, rstd_differences
 from lad_pl.cli.commands import run_command
 
 Record = dict[str, Any]

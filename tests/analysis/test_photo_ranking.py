@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lad_pl import UserError
-from lad_pl.analysis.ranking import groups, log_probabilities, strengths
-from lad_pl.readouts import READOUTS, ReadoutSettings
+from lad_pl.analysis.photo_ranking import strengths
+from lad_pl.data.photos import groups
+from lad_pl.readouts import READOUTS, ReadoutSettings, log_probabilities
 
 
 @pytest.mark.parametrize(("m", "n", "rounds"), [(5, 4, 1), (12, 4, 3), (13, 4, 2), (100, 8, 1), (9, 2, 1), (30, 7, 4)])

@@ -29,8 +29,8 @@ from lad_pl.analysis.report.profiles import (
     found_when_wrong,
     layer_accuracy,
     mean_by_target,
+    reliability,
 )
-from lad_pl.analysis.report.reliability import reliability
 from lad_pl.analysis.report.reported_run import read_run
 from lad_pl.analysis.table import WrittenTable
 from lad_pl.cli.commands import run_command

@@ -22,14 +22,10 @@ from synthetic_run import synthetic_run
 from lad_pl.analysis.stored_run import StoredRun
 from lad_pl.analysis.sweep import evaluate, plots
 from lad_pl.analysis.sweep import sweep as sweep_with_plots
-from lad_pl.analysis.sweep.calibration_subsets import Calibrations, Draw, draws_of
-from lad_pl.analysis.sweep.evaluate import Evaluation
-from lad_pl.analysis.sweep.layers import all_layers, layer_sets
-from lad_pl.analysis.sweep.results import Summary
-from lad_pl.analysis.sweep.score import METRICS, score
-from lad_pl.analysis.sweep.settings import HEAD_READOUTS, Setting, factors_of, product
-from lad_pl.analysis.sweep.settings_grid import Stored, make_plan
-from lad_pl.analysis.sweep.words import About
+from lad_pl.analysis.sweep.calibration_subsets import Calibrations, Draw, all_layers, draws_of, layer_sets
+from lad_pl.analysis.sweep.evaluate import METRICS, Evaluation, score
+from lad_pl.analysis.sweep.results import About, Summary
+from lad_pl.analysis.sweep.settings_grid import HEAD_READOUTS, Setting, Stored, factors_of, make_plan, product
 from lad_pl.calibrate import calibrate
 from lad_pl.cli.commands import run_command
 from lad_pl.errors import UserError

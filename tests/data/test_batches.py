@@ -14,7 +14,7 @@ from tiny_vlm import write_noise_images
 
 from lad_pl import PromptSpec, VisionLanguageModel
 from lad_pl.cli import main
-from lad_pl.data.planning import plan_batches
+from lad_pl.data.batches import plan_batches
 from lad_pl.types import PermutedSample, Sample
 from lad_pl.vlm.prompt_length import PromptLengths
 

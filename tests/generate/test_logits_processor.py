@@ -19,16 +19,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lad_pl import READOUTS, PromptSpec, ReadoutSettings, UserError, VisionLanguageModel, VLMSpec
-from lad_pl.analysis.ranking import log_probabilities
-from lad_pl.calibrate import calibrate
-from lad_pl.checkpoint import pack
+from lad_pl.calibrate import calibrate, pack
 from lad_pl.cli import main
 from lad_pl.data.images import resize
 from lad_pl.data.permutations import cyclic_shifts
 from lad_pl.evidence.table import as_stored
-from lad_pl.generate.logits_processor import Debiasing, debiasing
-from lad_pl.generate.steering import steered
+from lad_pl.generate.logits_processor import Debiasing, debiasing, steered
 from lad_pl.prompts.answer_trie import AnswerTrie
+from lad_pl.readouts import log_probabilities
 from lad_pl.types import Calibration, Evidence, PermutedSample, Sample
 
 CAPTIONS = ("A dog lies on the grass.", "Two giraffes in a room, with people looking at them.")

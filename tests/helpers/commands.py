@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_vlm import write_noise_images
 
-from lad_pl.checkpoint import load_calibration
+from lad_pl.calibrate import load_calibration
 from lad_pl.cli import main
 from lad_pl.evidence.store import read_prompts
 from lad_pl.vlm import VisionLanguageModel

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lad_pl.calibrate import calibrate
-from lad_pl.checkpoint import pack
+from lad_pl.calibrate import calibrate, pack
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
 from lad_pl.evidence.store import EvidenceStore, read_prompts
 from lad_pl.evidence.table import Prompts, as_stored

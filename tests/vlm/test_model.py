@@ -17,7 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lad_pl import PromptSpec, UserError, VisionLanguageModel, VLMSpec
 from lad_pl.data.permutations import random_permutations
 from lad_pl.types import PermutedSample, Sample
-from lad_pl.vlm.capture import capture, last_query_attention
+from lad_pl.vlm.attention import last_query_attention
+from lad_pl.vlm.capture import capture
 from lad_pl.vlm.layers import DecoderLayers
 
 SIZES = ((60, 90), (90, 60), (56, 56), (120, 40))

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
 from lad_pl.analysis.report.results import percent
-from lad_pl.analysis.report.section import Picture, Section
+from lad_pl.analysis.report.sections import Picture, Section
 from lad_pl.analysis.table import WrittenTable
 from lad_pl.errors import UserError
 

@@ -22,7 +22,7 @@ from lad_pl.analysis.plot_style import (
     axes_grid,
     shades,
 )
-from lad_pl.analysis.report.reliability import Reliability
+from lad_pl.analysis.report.profiles import Reliability
 
 _DARK = 0.8  # from here on a cell's number is white
 _COLUMNS = 4

@@ -12,8 +12,7 @@ from lad_pl.analysis.plot_style import CORRECTED, LINE, MUTED, VANILLA, Plot, ax
 from lad_pl.analysis.report.figures import method_colours
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
 from lad_pl.analysis.report.results import MINUS, interval, p_value, percent, points, runs_table
-from lad_pl.analysis.report.section import Section
-from lad_pl.analysis.report.sections import pair
+from lad_pl.analysis.report.sections import Section, pair
 from lad_pl.analysis.table import WrittenTable
 
 

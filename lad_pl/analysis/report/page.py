@@ -16,7 +16,7 @@ from lad_pl.analysis.plot_style import inline_svg
 from lad_pl.analysis.report.gallery import Gallery
 from lad_pl.analysis.report.headline import make_headline
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
-from lad_pl.analysis.report.section import Section
+from lad_pl.analysis.report.sections import Section
 from lad_pl.analysis.table import WrittenTable
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lad_pl.analysis.ranking import log_probabilities
 from lad_pl.analysis.stored_run import StoredRun, chosen_positions
 from lad_pl.errors import UserError
 from lad_pl.evidence.table import Prompts
-from lad_pl.readouts import READOUTS, ReadoutSettings
+from lad_pl.readouts import READOUTS, ReadoutSettings, log_probabilities
 from lad_pl.run.folder import Record
 from lad_pl.run.scoring import metrics_of
 

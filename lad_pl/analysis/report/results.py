@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lad_pl.analysis.bootstrap import Difference, paired_bootstrap
-from lad_pl.analysis.report.reliability import Reliability
+from lad_pl.analysis.report.profiles import Reliability
 from lad_pl.analysis.report.reported_run import ReportedRun
 from lad_pl.analysis.table import WrittenTable
 

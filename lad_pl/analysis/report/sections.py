@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from lad_pl.analysis.report.profiles import (
     layer_accuracy,
     log_odds,
     mean_by_target,
+    reliability,
 )
-from lad_pl.analysis.report.reliability import reliability
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
 from lad_pl.analysis.report.results import (
     Differences,
@@ -30,7 +31,7 @@ from lad_pl.analysis.report.results import (
     recall_table,
     reliability_table,
 )
-from lad_pl.analysis.report.section import Section
+from lad_pl.analysis.table import WrittenTable
 
 
 def run_sections(run: ReportedRun) -> list[Section]:
@@ -197,3 +198,24 @@ def _range(recall: Sequence[float | None]) -> str:
     if known[low] == known[high]:
         return f"{percent(known[low], 0)} % everywhere"
     return f"{percent(known[low], 0)} % (position {low}) to {percent(known[high], 0)} % (position {high})"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing that another command made."""
+
+    name: str
+    uri: str
+    """The drawing itself, as a data URI."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    id: str
+    title: str
+    plots: Sequence[Plot] = ()
+    tables: Sequence[WrittenTable] = ()
+    pictures: Sequence[Picture] = ()
+    notes: Sequence[str] = ()

@@ -14,14 +14,10 @@ from rich.progress import track
 
 from lad_pl.analysis.stored_run import StoredRun
 from lad_pl.analysis.sweep.calibration_subsets import Calibrations
-from lad_pl.analysis.sweep.evaluate import PROMPTS_AT_A_TIME, Evaluation
+from lad_pl.analysis.sweep.evaluate import PROMPTS_AT_A_TIME, Evaluation, score
 from lad_pl.analysis.sweep.plots import write_plots
-from lad_pl.analysis.sweep.results import Result, summarise, write_csv
-from lad_pl.analysis.sweep.score import score
-from lad_pl.analysis.sweep.settings import HEAD_READOUTS
-from lad_pl.analysis.sweep.settings_grid import Plan, Stored, make_plan
-from lad_pl.analysis.sweep.tables import markdown, tables
-from lad_pl.analysis.sweep.words import About
+from lad_pl.analysis.sweep.results import About, Result, markdown, summarise, tables, write_csv
+from lad_pl.analysis.sweep.settings_grid import HEAD_READOUTS, Plan, Stored, make_plan
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import stream_prompts
 from lad_pl.evidence.table import Prompts

@@ -13,10 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from lad_pl.analysis.sweep.results import Summary, components, series
-from lad_pl.analysis.sweep.settings import FACTORS
-from lad_pl.analysis.sweep.settings_grid import Plan
-from lad_pl.analysis.sweep.words import LABELS, About, held, value_name
+from lad_pl.analysis.sweep.results import LABELS, About, Summary, components, held, series, value_name
+from lad_pl.analysis.sweep.settings_grid import FACTORS, Plan
 from lad_pl.files import whole_file
 
 COMPONENTS = "readouts"

@@ -9,11 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+from lad_pl.data.annotations import write_annotations
 from lad_pl.data.prepare.captions import CaptionedImages, read_categories, read_coco, read_dataset, read_flickr
 from lad_pl.data.prepare.clip_embeddings import ClipSpec, Embeddings, embed, progress
 from lad_pl.data.prepare.hard_negatives import Exclusion, Pool, category_bits, exclusions, nearest_candidates
 from lad_pl.errors import UserError
-from lad_pl.files import write_annotations
 
 Difficulty = Literal["random", "adversarial"]
 MissingImages = Literal["error", "drop"]

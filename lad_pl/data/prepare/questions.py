@@ -16,9 +16,10 @@ from typing import Any
 
 from PIL import Image
 
+from lad_pl.data.annotations import write_annotations
 from lad_pl.data.images import FORMATS, UNREADABLE, open_image
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file, write_annotations
+from lad_pl.files import whole_file
 from lad_pl.prompts.template import identifiers
 
 QUESTION_TEMPLATE = (
