@@ -17,20 +17,20 @@ from lad_pl.types import Calibration, Evidence
 LABEL_FREE_ROUNDS = 3
 
 
-def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, groups: Tensor) -> Calibration:
+def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, sample_index: Tensor) -> Calibration:
     """Reduce the calibration passes to what the readouts need.
 
     Args:
         evidence: of P passes: log-probabilities (P, N) and attention mass (P, L, H, N).
         targets: (P,) position of the right image.
         permutations: (P, N) original index of the image at each position.
-        groups: (P,) which sample a pass belongs to.
+        sample_index: (P,) which sample a pass belongs to.
 
     Raises:
         UserError: some position never holds the right image, or the evidence is not finite.
     """
     evidence = evidence.cpu()
-    targets, permutations, groups = targets.cpu(), permutations.cpu(), groups.cpu()
+    targets, permutations, sample_index = targets.cpu(), permutations.cpu(), sample_index.cpu()
     _check(evidence, targets)
     log_attention_mean = evidence.attention.clamp_min(EPS).log().mean(0)
     x = centred_log_attention(evidence.attention, log_attention_mean)
@@ -39,11 +39,11 @@ def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, groups:
         log_p_obs_arithmetic=_by_target(evidence.log_probs.exp(), targets).clamp_min(EPS).log(),
         attention_prior=evidence.layer_attention.mean(0),
         log_batch_prior=log_mean_probability(evidence.log_probs),
-        log_pride_prior=_pride_prior(evidence.log_probs, groups).log(),
+        log_pride_prior=_pride_prior(evidence.log_probs, sample_index).log(),
         log_attention_mean=log_attention_mean,
         head_information=information(x, targets),
-        head_information_label_free=_label_free(evidence.attention, log_attention_mean, x, permutations, groups),
-        num_samples=len(groups.unique()),
+        head_information_label_free=_label_free(evidence.attention, log_attention_mean, x, permutations, sample_index),
+        num_samples=len(sample_index.unique()),
     )
 
 
@@ -63,7 +63,7 @@ def information(x: Tensor, targets: Tensor) -> Tensor:
 
 
 def _label_free(
-    attention: Tensor, log_attention_mean: Tensor, x: Tensor, permutations: Tensor, groups: Tensor
+    attention: Tensor, log_attention_mean: Tensor, x: Tensor, permutations: Tensor, sample_index: Tensor
 ) -> Tensor:
     """Information per head (L, H) with each sample's target inferred by vote of its own shifts."""
     weights = torch.zeros(attention.shape[1:3], dtype=attention.dtype)  # no head known yet: all count the same
@@ -71,8 +71,8 @@ def _label_free(
         scores = head_score(attention, log_attention_mean, weights)
         by_image = torch.zeros_like(scores).scatter(1, permutations, scores)
         guessed = torch.zeros(len(scores), dtype=torch.long)
-        for group in groups.unique():
-            members = groups == group
+        for group in sample_index.unique():
+            members = sample_index == group
             image = by_image[members].mean(0).argmax()
             guessed[members] = (permutations[members] == image).long().argmax(1)
         weights = information(x, guessed)
@@ -84,9 +84,11 @@ def _by_target(values: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([values[targets == position].mean(0) for position in range(values.shape[1])])
 
 
-def _pride_prior(log_probs: Tensor, groups: Tensor) -> Tensor:
+def _pride_prior(log_probs: Tensor, sample_index: Tensor) -> Tensor:
     """(N,): mean over samples of the softmax of the mean log-probability over the sample's shifts."""
-    return torch.stack([log_probs[groups == group].mean(0).softmax(-1) for group in groups.unique()]).mean(0)
+    return torch.stack([log_probs[sample_index == group].mean(0).softmax(-1) for group in sample_index.unique()]).mean(
+        0
+    )
 
 
 def _check(evidence: Evidence, targets: Tensor) -> None:

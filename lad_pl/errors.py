@@ -11,7 +11,20 @@ class UserError(Exception):
     """
 
 
+def check_at_least(minimum: float, **values: float | None) -> None:
+    """Check numbers by their names; ``None``, an unset number, passes.
+
+    >>> check_at_least(1, num_samples=3)
+
+    Raises:
+        UserError: a value is below ``minimum``.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= minimum:
+            raise UserError(f"{name} is {value}; it must be at least {minimum}.")
+
+
 def first_line(error: BaseException) -> str:
-    """What a library's exception says, without its further lines."""
+    """The first line of a library's exception."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .") if lines else type(error).__name__

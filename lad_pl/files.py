@@ -1,17 +1,21 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic file writes, JSON reading, and the files that are packaged with the toolkit."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lad_pl.errors import UserError
 
+_PACKAGE = Path(__file__).parent
+
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to; renamed to ``path`` at the end, removed after an exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,11 +29,27 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-_PACKAGE = Path(__file__).parent
+def read_json(path: str | Path, remedy: str = "") -> Any:
+    """The content of a JSON file, UTF-8 with or without a byte-order mark.
+
+    Args:
+        path: of the file.
+        remedy: what the user can do about a file that cannot be read; a sentence for the error message.
+
+    Raises:
+        UserError: the file is missing, unreadable or not valid JSON.
+    """
+    remedy = f" {remedy}" if remedy else ""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.{remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.{remedy}") from error
 
 
 def asset(relative: str) -> Path:
-    """Path of an embedded file or folder, such as ``configs/demo.yaml``.
+    """Path of a packaged file or folder, such as ``configs/demo.yaml``: in an installed wheel, or in a checkout.
 
     Raises:
         UserError: this installation does not carry it.

@@ -74,7 +74,7 @@ class PermutationMetric(Metric):
     unreadable: Tensor
     correct: Tensor
     consistent: Tensor
-    always_right: Tensor
+    always_correct: Tensor
     num_samples: Tensor
 
     def __init__(self, num_candidates: int, num_permutations: int, **kwargs: Any) -> None:
@@ -84,7 +84,7 @@ class PermutationMetric(Metric):
             "unreadable": (num_candidates,),
             "correct": (num_permutations,),
             "consistent": (),
-            "always_right": (),
+            "always_correct": (),
             "num_samples": (),
         }
         for name, shape in shapes.items():
@@ -105,7 +105,7 @@ class PermutationMetric(Metric):
         self._count(self.unreadable, targets[~readable])
         self.correct += right.sum(0)
         self.consistent += same_image(choices, permutations).sum()
-        self.always_right += right.all(1).sum()
+        self.always_correct += right.all(1).sum()
         self.num_samples += len(choices)
 
     @staticmethod
@@ -150,7 +150,7 @@ class CircularAccuracy(PermutationMetric):
 
     def compute(self) -> Tensor:
         """Scalar."""
-        return self.always_right.cpu().double() / self.num_samples.cpu()
+        return self.always_correct.cpu().double() / self.num_samples.cpu()
 
 
 class SuccessRate(PermutationMetric):

@@ -25,18 +25,18 @@ from lad_pl.data.permutations import cyclic_shifts, random_permutations
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import EvidenceStore, read_prompts
 from lad_pl.methods import METHODS, PASSES, PLAIN, MethodSettings, Pass, check_methods
-from lad_pl.methods.runner import PassRun
+from lad_pl.methods.runner import MethodRunner
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import first_difference, library_versions
 from lad_pl.readouts import ReadoutSettings, check_names
 from lad_pl.run.callback import WriteRun
 from lad_pl.run.folder import Record, RunFolder
-from lad_pl.run.processes import Processes
-from lad_pl.run.scoring import Results, replay
+from lad_pl.run.processes import ProcessWatcher
+from lad_pl.run.scoring import Results, score_store
 from lad_pl.types import Calibration
 from lad_pl.vlm import VisionLanguageModel, VLMSpec
 from lad_pl.vlm.layers import LayerChoice
-from lad_pl.vlm.oom_split import Fitting
+from lad_pl.vlm.oom_split import OomSplitter
 
 T = TypeVar("T")
 SIGTERM_EXIT = 128 + 15
@@ -107,7 +107,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.inputs = ""
         self.asked: dict[str, str] = {}
         """Digests of the samples of the stage in progress and of their images."""
-        self.passes: list[PassRun] = []
+        self.passes: list[MethodRunner] = []
         """The ways in which the stage in progress asks the model; the plain one first."""
         self.calibration: Calibration | None = None
         self.provenance: dict[str, Any] = {}
@@ -118,7 +118,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self._results: Results | None = None
         self._calibration_path = Path()
         self._from_folder = False
-        self.processes: Processes | None = None
+        self.processes: ProcessWatcher | None = None
         """The processes of the run, where there are several."""
         # DDP refuses a module without a trainable parameter; nothing ever trains this one.
         self._anchor = nn.Parameter(torch.zeros(()))
@@ -132,7 +132,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.trainer.world_size > 1:
-            self.processes = Processes(self.trainer, self.run_folder.path)
+            self.processes = ProcessWatcher(self.trainer, self.run_folder.path)
         self._check_processes()
         if self.vlm is None:
             vlm = VisionLanguageModel.load(self.vlm_spec)
@@ -316,7 +316,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         assert self.vlm is not None, "setup loads the model"
         return self.vlm
 
-    def _pass_run(self, stage: str, way: Pass) -> PassRun:
+    def _pass_run(self, stage: str, way: Pass) -> MethodRunner:
         """A pass with its input side and its store."""
         n, auto = self.data.num_candidates, self.data.batch_size == "auto"
         encoder = self._model.encoder(way.prompt(self.prompt))
@@ -324,18 +324,18 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         settings = {**self.evidence_settings(), "pass": way.name, **way.choices_made()}
         settings["prompt"] = encoder.prompt.settings()
         path = self.run_folder.evidence(stage, "" if way.name == PLAIN else way.name)
-        return PassRun(
+        return MethodRunner(
             way,
             self._model,
             encoder,
             encoder.answer_trie(n),
             self.layers,
             EvidenceStore(path, settings, self.overwrite),
-            Fitting(self.data.batch_tokens if auto else None),
+            OomSplitter(self.data.batch_tokens if auto else None),
             num_orders=len(way.orders(shown)),
         )
 
-    def _methods_made(self, a_pass: PassRun) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _methods_made(self, a_pass: MethodRunner) -> Iterator[tuple[str, dict[str, Any]]]:
         """The settings of the methods that rest on a pass."""
         for name in a_pass.way.methods:
             if name in self.methods:
@@ -347,7 +347,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.trainer.strategy.barrier()
         self._model.to(self.device)
 
-    def _measure(self, a_pass: PassRun, batch: Any) -> None:
+    def _measure(self, a_pass: MethodRunner, batch: Any) -> None:
         if batch:  # otherwise this process has nothing to do while others have
             a_pass.measure(batch, self.trainer.global_rank)
         leaving = self.processes is not None and self.processes.leaving
@@ -374,13 +374,13 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def _calibrated(self) -> Calibration:
         passes = read_prompts(self.passes[0].store.path)
-        return calibrate(passes.evidence, passes.targets, passes.permutations, passes.groups)
+        return calibrate(passes.evidence, passes.targets, passes.permutations, passes.sample_index)
 
     def _report(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The contents of metrics.json and costs.json."""
         assert self.calibration is not None
         names = tuple(dict.fromkeys((*self.readouts, self.rank_by)))
-        results = replay(self.passes[0].store.path, self.calibration, self.readout, names)
+        results = score_store(self.passes[0].store.path, self.calibration, self.readout, names)
         for a_pass in self.passes[1:]:
             prompts = read_prompts(a_pass.store.path, heads=False)
             results.add(a_pass.way, prompts, a_pass.encoder.prompt, self.readout)

@@ -64,7 +64,7 @@ class Batch:
     """(B, N): original index of the image at each position."""
     targets: Tensor
     """(B,): position of the right image, or -1 where it is unknown."""
-    groups: Tensor
+    sample_index: Tensor
     """(B,): index of the sample within its split; prompts of one sample are neighbours."""
     ids: tuple[str, ...]
     """Sample id of each of the B prompts."""
@@ -88,7 +88,7 @@ class Batch:
             image_rows=self.image_rows[rows],
             permutations=self.permutations[rows],
             targets=self.targets[rows],
-            groups=self.groups[rows],
+            sample_index=self.sample_index[rows],
             ids=self.ids[rows],
         )
 

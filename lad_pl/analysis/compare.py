@@ -20,7 +20,7 @@ from lad_pl.analysis.matched_runs import Answers, answers_of, matched_answers
 from lad_pl.analysis.stored_run import StoredRun
 from lad_pl.analysis.table import WrittenTable
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 from lad_pl.provenance import flattened
 
 
@@ -286,5 +286,5 @@ def check_ending(path: str | Path) -> None:
 def write_comparison(path: str | Path, comparison: Comparison) -> None:
     """Write a comparison as its file's ending says: .md, .csv, .tex or .json; whole or not at all."""
     check_ending(path)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(_WRITERS[Path(path).suffix](comparison), encoding="utf-8", newline="")

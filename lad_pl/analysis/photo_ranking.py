@@ -16,7 +16,7 @@ from torch import Tensor
 from lad_pl.data.images import open_image
 from lad_pl.data.photos import PhotoData, PhotoGroup
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 from lad_pl.readouts import ReadoutSettings, log_probabilities
 
 _THUMBNAIL, _COLUMNS, _MARGIN, _LINE = 220, 5, 12, 18
@@ -113,7 +113,7 @@ def write_contact_sheet(path: str | Path, rankings: Sequence[Ranking]) -> None:
             draw.text((left, upper + _THUMBNAIL), words, "black", font)
         top += height
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             sheet.save(partial, format=Image.registered_extensions()[Path(path).suffix.lower()])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"Cannot write the contact sheet {path} ({error}); give a name such as sheet.jpg.") from error

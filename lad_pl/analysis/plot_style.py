@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 
 INK, MUTED, LINE = "#1c2330", "#5d6675", "#c8ced8"
 VANILLA, CORRECTED, ATTENTION = "#d0561c", "#2773bd", "#15936b"
@@ -95,7 +95,7 @@ def shades(colour: str) -> LinearSegmentedColormap:
 def save(plot: Plot, folder: Path) -> None:
     """Write a figure as PNG and SVG, for papers and slides."""
     for suffix, options in (("png", {"dpi": 200, "facecolor": "white"}), ("svg", {"metadata": {"Date": None}})):
-        with whole_file(folder / f"{plot.name}.{suffix}") as partial:
+        with atomic_write(folder / f"{plot.name}.{suffix}") as partial:
             plot.figure.savefig(partial, format=suffix, **options)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lad_pl.calibrate import load_calibration
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import read_prompts
-from lad_pl.evidence.table import Prompts
+from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.metrics import UNREADABLE
 from lad_pl.readouts import ReadoutSettings
 from lad_pl.run.folder import Record, RunFolder
@@ -86,11 +86,11 @@ class StoredRun:
         """The free choices of the correction that the results were made with."""
         return ReadoutSettings(**self.report["settings"]["readout"])
 
-    def prompts(self, heads: bool = True) -> Prompts:
+    def prompts(self, heads: bool = True) -> EvidenceRecords:
         """The tested prompts with their evidence; see :func:`lad_pl.evidence.store.read_prompts`."""
         return read_prompts(self.folder.evidence(self.stage), heads)
 
-    def calibration_prompts(self) -> Prompts:
+    def calibration_prompts(self) -> EvidenceRecords:
         """The calibration passes with their evidence; every sample under its N cyclic shifts."""
         return read_prompts(self._calibration_path.with_name(self.folder.evidence("fit").name))
 

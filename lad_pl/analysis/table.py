@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 
 _LATEX = str.maketrans(
     {
@@ -84,7 +84,7 @@ class WrittenTable:
     def write(self, folder: Path) -> None:
         """Write all three into a folder."""
         for suffix, text in (("md", self.markdown()), ("tex", self.latex()), ("csv", self.csv())):
-            with whole_file(folder / f"{self.name}.{suffix}") as partial:
+            with atomic_write(folder / f"{self.name}.{suffix}") as partial:
                 partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
     def _cells(self) -> list[list[tuple[tuple[int, int], str]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 from lad_pl.provenance import short_digest
 from lad_pl.types import Sample
 
@@ -84,5 +84,5 @@ def _check_set(samples: Sequence[Sample], path: Path) -> None:
 
 def write_annotations(path: str | Path, samples: Sequence[dict[str, Any]]) -> None:
     """Write an annotation file, as :func:`lad_pl.data.read_annotations` reads it."""
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(list(samples), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

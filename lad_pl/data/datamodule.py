@@ -77,7 +77,7 @@ class MultiImageData(pl.LightningDataModule):
         self.batch_tokens = batch_tokens
         self.num_workers = num_workers
         self.samples: Split = []
-        """The samples of the stage in progress; a batch's ``groups`` are indices into it."""
+        """The samples of the stage in progress; a batch's ``sample_index`` are indices into it."""
 
     @property
     def results_folder(self) -> str:

@@ -1,6 +1,6 @@
 """The evidence of forward passes, as tables and on disk."""
 
 from lad_pl.evidence.store import EvidenceStore, read_prompts, read_settings, stream_prompts
-from lad_pl.evidence.table import Prompts
+from lad_pl.evidence.table import EvidenceRecords
 
-__all__ = ["EvidenceStore", "Prompts", "read_prompts", "read_settings", "stream_prompts"]
+__all__ = ["EvidenceRecords", "EvidenceStore", "read_prompts", "read_settings", "stream_prompts"]

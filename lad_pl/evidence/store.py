@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lad_pl.errors import UserError, first_line
-from lad_pl.evidence.table import FORMAT, HEADER, HEADS, Prompts, from_table, joined, to_record_batch
-from lad_pl.files import whole_file
+from lad_pl.evidence.table import FORMAT, HEADER, HEADS, EvidenceRecords, from_table, joined, to_record_batch
+from lad_pl.files import atomic_write
 from lad_pl.provenance import first_difference, short_digest
 
 _ROWS_PER_GROUP = 4096
@@ -99,7 +99,7 @@ class EvidenceStore:
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    def append(self, prompts: Prompts, rank: int = 0) -> None:
+    def append(self, prompts: EvidenceRecords, rank: int = 0) -> None:
         """Write prompts down; they survive whatever happens to the process from here on."""
         if not len(prompts):
             return
@@ -152,7 +152,7 @@ class EvidenceStore:
         starts = np.cumsum([0, *(len(batch) for batch in batches)])
         rows = [int(starts[number]) + row for number, row in places]
         table = pa.Table.from_batches(batches)
-        with whole_file(self.path) as partial, pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
+        with atomic_write(self.path) as partial, pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
             for first in range(0, len(rows), _ROWS_PER_GROUP):
                 writer.write_table(table.take(rows[first : first + _ROWS_PER_GROUP]))
 
@@ -169,7 +169,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return _settings(_open(path).schema_arrow, path)
 
 
-def read_prompts(path: str | Path, heads: bool = True) -> Prompts:
+def read_prompts(path: str | Path, heads: bool = True) -> EvidenceRecords:
     """All prompts of a finished store.
 
     Args:
@@ -182,7 +182,7 @@ def read_prompts(path: str | Path, heads: bool = True) -> Prompts:
     return joined(list(stream_prompts(path, heads)))
 
 
-def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[Prompts]:
+def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[EvidenceRecords]:
     """The prompts of a finished store, a few thousand at a time, whole samples together.
 
     Raises:

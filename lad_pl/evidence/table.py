@@ -41,7 +41,7 @@ _FREE = "free_"
 
 
 @dataclass(frozen=True)
-class Prompts:
+class EvidenceRecords:
     """Evidence of P prompts, and which prompts they are."""
 
     evidence: Evidence
@@ -51,9 +51,9 @@ class Prompts:
     """(P,) position of the right image, -1 where it is unknown."""
     permutations: Tensor
     """(P, N) original index of the image at each position."""
-    groups: Tensor
+    sample_index: Tensor
     """(P,) number of the sample in its split."""
-    places: Tensor
+    permutation_index: Tensor
     """(P,) which of the sample's permutations."""
     ids: tuple[str, ...]
     """Sample id of each prompt."""
@@ -69,7 +69,7 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: Tensor) -> Prompts:
+    def __getitem__(self, rows: Tensor) -> EvidenceRecords:
         """The prompts with these numbers, (R,) integers."""
         chosen = rows.tolist()
 
@@ -78,7 +78,7 @@ class Prompts:
                 return tuple(value[row] for row in chosen)
             return value if value is None else value[rows]
 
-        return Prompts(**{item.name: pick(getattr(self, item.name)) for item in fields(self)})
+        return EvidenceRecords(**{item.name: pick(getattr(self, item.name)) for item in fields(self)})
 
     @property
     def num_candidates(self) -> int:
@@ -88,7 +88,7 @@ class Prompts:
     @property
     def num_permutations(self) -> int:
         """T."""
-        return int(self.places.max()) + 1
+        return int(self.permutation_index.max()) + 1
 
 
 def as_stored(evidence: Evidence) -> Evidence:
@@ -112,7 +112,7 @@ def of_batch(
     forwards: int = 1,
     free: Evidence | None = None,
     texts: tuple[tuple[str, ...], ...] | None = None,
-) -> Prompts:
+) -> EvidenceRecords:
     """The prompts of one batch, in which the permutations of a sample travel together.
 
     Args:
@@ -125,12 +125,12 @@ def of_batch(
     """
     rows = torch.arange(len(batch))
     num_permutations = len(batch) // len(batch.vision)
-    return Prompts(
+    return EvidenceRecords(
         evidence=as_stored(evidence),
         targets=batch.targets.cpu(),
         permutations=batch.permutations.cpu(),
-        groups=batch.groups.cpu(),
-        places=rows % num_permutations,
+        sample_index=batch.sample_index.cpu(),
+        permutation_index=rows % num_permutations,
         ids=batch.ids,
         seconds=torch.full((len(rows),), seconds / len(rows), dtype=torch.float64),
         forwards=torch.full((len(rows),), forwards),
@@ -139,12 +139,12 @@ def of_batch(
     )
 
 
-def to_record_batch(prompts: Prompts, settings: Mapping[str, Any]) -> pa.RecordBatch:
+def to_record_batch(prompts: EvidenceRecords, settings: Mapping[str, Any]) -> pa.RecordBatch:
     """Prompts as rows; ``settings``, plain values, go into the schema's metadata."""
     columns: dict[str, pa.Array] = {
         "sample": pa.array(prompts.ids, pa.string()),
-        "group": pa.array(prompts.groups.numpy(), pa.int32()),
-        "place": pa.array(prompts.places.numpy(), pa.int16()),
+        "group": pa.array(prompts.sample_index.numpy(), pa.int32()),
+        "place": pa.array(prompts.permutation_index.numpy(), pa.int16()),
         "permutation": _lists(prompts.permutations, np.int16),
         "target": pa.array(prompts.targets.numpy(), pa.int16(), mask=(prompts.targets < 0).numpy()),
         **_evidence_columns(prompts.evidence, ""),
@@ -160,16 +160,16 @@ def to_record_batch(prompts: Prompts, settings: Mapping[str, Any]) -> pa.RecordB
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
 
 
-def from_table(table: pa.Table) -> Prompts:
+def from_table(table: pa.Table) -> EvidenceRecords:
     """Rows as prompts; where the column of heads was not read, attention has H = 1, the mean over heads."""
     shape = json.loads(table.schema.metadata[HEADER])["shape"]
     texts = tuple(map(tuple, table["texts"].to_pylist())) if "texts" in table.column_names else None
-    return Prompts(
+    return EvidenceRecords(
         evidence=_evidence(table, "", *shape),
         targets=torch.from_numpy(table["target"].fill_null(-1).to_numpy().astype(np.int64)),
         permutations=_numbers(table["permutation"], np.int64),
-        groups=torch.from_numpy(table["group"].to_numpy().astype(np.int64)),
-        places=torch.from_numpy(table["place"].to_numpy().astype(np.int64)),
+        sample_index=torch.from_numpy(table["group"].to_numpy().astype(np.int64)),
+        permutation_index=torch.from_numpy(table["place"].to_numpy().astype(np.int64)),
         ids=tuple(table["sample"].to_pylist()),
         seconds=torch.from_numpy(table["seconds"].to_numpy().astype(np.float64)),
         forwards=torch.from_numpy(table["forwards"].to_numpy().astype(np.int64)),
@@ -178,7 +178,7 @@ def from_table(table: pa.Table) -> Prompts:
     )
 
 
-def joined(parts: Sequence[Prompts]) -> Prompts:
+def joined(parts: Sequence[EvidenceRecords]) -> EvidenceRecords:
     """Several tables' prompts, one after the other."""
 
     def join(values: list[Any]) -> Any:
@@ -190,7 +190,9 @@ def joined(parts: Sequence[Prompts]) -> Prompts:
 
     if len(parts) == 1:
         return parts[0]
-    return Prompts(**{item.name: join([getattr(part, item.name) for part in parts]) for item in fields(Prompts)})
+    return EvidenceRecords(
+        **{item.name: join([getattr(part, item.name) for part in parts]) for item in fields(EvidenceRecords)}
+    )
 
 
 def _evidence_columns(evidence: Evidence, prefix: str) -> dict[str, pa.Array]:

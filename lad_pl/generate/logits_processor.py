@@ -19,8 +19,8 @@ from transformers import GenerationMixin, LogitsProcessor, PreTrainedModel, Proc
 from lad_pl.calibrate import load_calibration
 from lad_pl.data.images import resize
 from lad_pl.errors import UserError
-from lad_pl.generate.prefill_capture import PromptReader
-from lad_pl.generate.prompt_registry import OFFSETS, KnownPrompts, watched
+from lad_pl.generate.prefill_capture import PrefillCapture
+from lad_pl.generate.prompt_registry import OFFSETS, PromptRegistry, watched
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import first_difference
@@ -114,8 +114,8 @@ class Debiasing(LogitsProcessor):
         self._layers: tuple[int, ...] = tuple(provenance["layers"])
         self._check(str(calibration), provenance)
         self._trie = self._encoder.answer_trie(self.num_candidates)
-        self._known = KnownPrompts(self._encoder, self.num_candidates)
-        self.reader = PromptReader(vlm, self._known, self._trie, self._layers)
+        self._known = PromptRegistry(self._encoder, self.num_candidates)
+        self.reader = PrefillCapture(vlm, self._known, self._trie, self._layers)
         """Watches the model's forward passes."""
 
     def _check(self, source: str, provenance: Mapping[str, Any]) -> None:
@@ -183,7 +183,9 @@ class Debiasing(LogitsProcessor):
             self.log_probs = log_probabilities(self.readout, corrected, self.settings)
         prefill.steps += 1
         assert self.log_probs is not None
-        return steered(scores, input_ids[:, prefill.length :], self._trie, self.log_probs, self.only_candidates)
+        return candidate_logits(
+            scores, input_ids[:, prefill.length :], self._trie, self.log_probs, self.only_candidates
+        )
 
 
 def _prompt(source: str, provenance: Mapping[str, Any]) -> PromptSpec:
@@ -193,13 +195,13 @@ def _prompt(source: str, provenance: Mapping[str, Any]) -> PromptSpec:
         raise UserError(f"{source} does not say what its prompts were; run fit again.") from error
 
 
-def steered(
+def candidate_logits(
     scores: Tensor, answer: Tensor, trie: AnswerTrie, log_probs: Tensor, only_candidates: bool = True
 ) -> Tensor:
     """Let the next token follow the candidates' probabilities.
 
     >>> trie, nothing = AnswerTrie(((3,), (1,))), torch.empty(1, 0, dtype=torch.long)
-    >>> steered(torch.zeros(1, 4), nothing, trie, torch.tensor([[0.9, 0.1]]).log()).softmax(-1)
+    >>> candidate_logits(torch.zeros(1, 4), nothing, trie, torch.tensor([[0.9, 0.1]]).log()).softmax(-1)
     tensor([[0.0000, 0.1000, 0.0000, 0.9000]])
 
     Args:

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from lad_pl.errors import UserError
 from lad_pl.evidence.table import as_stored
-from lad_pl.generate.prompt_registry import KnownPrompts
+from lad_pl.generate.prompt_registry import PromptRegistry
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.types import Evidence
 from lad_pl.vlm.capture import AttentionMass, capture
@@ -60,7 +60,7 @@ class Prefill:
         return as_stored(Evidence(self.log_probs, self.mass.stacked()))
 
 
-class PromptReader:
+class PrefillCapture:
     """Takes the evidence of known prompts from the model's own forward passes over them.
 
     Args:
@@ -70,7 +70,9 @@ class PromptReader:
         layers: indices of the decoder layers to read attention from.
     """
 
-    def __init__(self, vlm: VisionLanguageModel, known: KnownPrompts, trie: AnswerTrie, layers: Sequence[int]) -> None:
+    def __init__(
+        self, vlm: VisionLanguageModel, known: PromptRegistry, trie: AnswerTrie, layers: Sequence[int]
+    ) -> None:
         self._vlm, self._known, self._trie, self._layers = vlm, known, trie, layers
         self.prefill: Prefill | None = None
         """The latest forward pass over known prompts, as long as nothing else has been asked."""

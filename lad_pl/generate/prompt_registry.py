@@ -26,7 +26,7 @@ OFFSETS = "text_replacement_offsets"
 """What transformers' processors call the texts that they wrote for the images."""
 
 
-class KnownPrompts:
+class PromptRegistry:
     """The image blocks of every prompt seen, by the prompt's tokens.
 
     Args:

@@ -12,7 +12,7 @@ from lad_pl.methods.chain_of_thought import ChainOfThought, SelfConsistency
 from lad_pl.methods.contextual_calibration import Contextual
 from lad_pl.methods.instruction import Instruction
 from lad_pl.methods.permutation_average import PermutationAverage, RandomPermutationAverage
-from lad_pl.methods.sofa import SoftAttention, SoftAttentionOfThePaper
+from lad_pl.methods.sofa import SofaPaper, SofaPublished
 from lad_pl.readouts import READOUTS
 
 _KINDS: tuple[type[Pass], ...] = (
@@ -22,8 +22,8 @@ _KINDS: tuple[type[Pass], ...] = (
     SelfConsistency,
     PermutationAverage,
     RandomPermutationAverage,
-    SoftAttention,
-    SoftAttentionOfThePaper,
+    SofaPublished,
+    SofaPaper,
     Contextual,
 )
 PASSES: dict[str, type[Pass]] = {kind.name: kind for kind in _KINDS}

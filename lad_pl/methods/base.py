@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lad_pl.data.permutations import Permutation
 from lad_pl.errors import UserError
-from lad_pl.evidence.table import Prompts
+from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.readouts import ReadoutSettings
@@ -57,7 +57,7 @@ class MethodSettings:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MethodOutput:
     """What one batch of a pass yields; the fields are those of :func:`lad_pl.evidence.table.of_batch`."""
 
     evidence: Evidence
@@ -93,15 +93,15 @@ class Pass:
         """The settings that this pass's evidence depends on, beside the prompt; plain values."""
         return {}
 
-    def measure(self, vlm: VisionLanguageModel, batch: Any, trie: AnswerTrie, layers: Sequence[int]) -> Measured:
+    def measure(self, vlm: VisionLanguageModel, batch: Any, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
         """Run the model on what :meth:`encode` made.
 
         Raises:
             UserError: the model cannot do what the pass needs.
         """
-        return Measured(vlm.evidence(batch, trie, layers))
+        return MethodOutput(vlm.evidence(batch, trie, layers))
 
-    def scores(self, prompts: Prompts, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
+    def scores(self, prompts: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
         """Scores (P, N) of this pass's methods for the P tested prompts.
 
         Args:
@@ -111,7 +111,7 @@ class Pass:
         """
         return dict.fromkeys(self.methods, prompts.evidence.log_probs)
 
-    def choices(self, prompts: Prompts, prompt: PromptSpec) -> dict[str, Tensor]:
+    def choices(self, prompts: EvidenceRecords, prompt: PromptSpec) -> dict[str, Tensor]:
         """Chosen positions (P,) of the methods of this pass that have no scores; lad_pl.metrics.UNREADABLE for none."""
         return {}
 

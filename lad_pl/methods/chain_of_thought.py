@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lad_pl.evidence.table import Prompts, no_evidence
-from lad_pl.methods.base import Measured, Pass
+from lad_pl.evidence.table import EvidenceRecords, no_evidence
+from lad_pl.methods.base import MethodOutput, Pass
 from lad_pl.metrics import UNREADABLE
 from lad_pl.prompts.answer_parsing import majority, read_choice
 from lad_pl.prompts.answer_trie import AnswerTrie
@@ -51,15 +51,15 @@ class ChainOfThought(Pass):
         """How the text is generated."""
         return vars(self.decoding())
 
-    def measure(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> Measured:
+    def measure(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
         """The model's words."""
-        return Measured(no_evidence(len(batch)), texts=generate(vlm, batch, self.decoding()))
+        return MethodOutput(no_evidence(len(batch)), texts=generate(vlm, batch, self.decoding()))
 
     def scores(self, *args: Any) -> dict[str, Tensor]:
         """Words have none."""
         return {}
 
-    def choices(self, prompts: Prompts, prompt: PromptSpec) -> dict[str, Tensor]:
+    def choices(self, prompts: EvidenceRecords, prompt: PromptSpec) -> dict[str, Tensor]:
         """What most of a prompt's chains answer."""
         assert prompts.texts is not None
         names = identifiers(prompt.identifiers, prompts.num_candidates)

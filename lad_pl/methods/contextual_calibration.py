@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lad_pl.evidence.table import Prompts
-from lad_pl.methods.base import Measured, Pass
+from lad_pl.evidence.table import EvidenceRecords
+from lad_pl.methods.base import MethodOutput, Pass
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.readouts import EPS, ReadoutSettings, most_attentive_layers
 from lad_pl.types import Batch, Evidence, PermutedSample
@@ -32,12 +32,12 @@ class Contextual(Pass):
 
     def measure(
         self, vlm: VisionLanguageModel, batch: tuple[Batch, Batch], trie: AnswerTrie, layers: Sequence[int]
-    ) -> Measured:
+    ) -> MethodOutput:
         """Evidence of both."""
         evidence, free = vlm.evidence_with_content_free(*batch, trie, layers)
-        return Measured(evidence, free=free)
+        return MethodOutput(evidence, free=free)
 
-    def scores(self, prompts: Prompts, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
+    def scores(self, prompts: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
         """By log-probabilities, and by attention."""
         assert prompts.free is not None
         scores = (

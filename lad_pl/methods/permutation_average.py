@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
 from lad_pl.errors import UserError
-from lad_pl.evidence.table import Prompts
+from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.methods.base import Pass
 from lad_pl.readouts import ReadoutSettings
 
@@ -31,7 +31,7 @@ class PermutationAverage(Pass):
         further = self.further_orders(len(permutations[0]))
         return tuple(tuple(order[place] for place in change) for order in permutations for change in further)
 
-    def scores(self, prompts: Prompts, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
+    def scores(self, prompts: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
         """Mean over the K orders of each image's log-probability, at the position where the tested prompt has it."""
         orders = prompts.num_permutations // num_permutations
         averaged = averaged_by_image(prompts.evidence.log_probs, prompts.permutations, orders)

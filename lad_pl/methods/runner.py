@@ -11,15 +11,15 @@ from lad_pl.errors import UserError
 from lad_pl.evidence.store import EvidenceStore
 from lad_pl.evidence.table import of_batch
 from lad_pl.methods import Pass, counted, plain_batch
-from lad_pl.methods.base import Measured
+from lad_pl.methods.base import MethodOutput
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.types import Batch, Evidence
 from lad_pl.vlm import PromptEncoder, VisionLanguageModel
-from lad_pl.vlm.oom_split import Fitting, none_if_out_of_memory
+from lad_pl.vlm.oom_split import OomSplitter, none_if_out_of_memory
 
 
 @dataclass(frozen=True)
-class PassRun:
+class MethodRunner:
     """A pass with all that it takes to make it."""
 
     way: Pass
@@ -30,7 +30,7 @@ class PassRun:
     layers: Sequence[int]
     """The decoder layers whose attention is read."""
     store: EvidenceStore
-    fitting: Fitting
+    fitting: OomSplitter
     num_orders: int
     """Orders in which this pass shows every sample."""
 
@@ -46,7 +46,7 @@ class PassRun:
             UserError: it tells something that is not finite, or one prompt alone does not fit into memory.
         """
         start = time.perf_counter()
-        if self.vlm.shards.size == 1:
+        if self.vlm.tensor_parallel.size == 1:
             measured = self.fitting(self._seen, self._told, batch)
         else:
             measured = none_if_out_of_memory(lambda whole: self._told(self._seen(whole)), batch)
@@ -55,7 +55,7 @@ class PassRun:
         prompts = plain_batch(batch)
         for evidence in (measured.evidence, measured.free):
             _check_finite(evidence, prompts)  # waits for the device, and so belongs to the time
-        if rank == 0 or self.vlm.shards.size == 1:
+        if rank == 0 or self.vlm.tensor_parallel.size == 1:
             self.store.append(of_batch(prompts, seconds=time.perf_counter() - start, **vars(measured)), rank)
 
     def _seen(self, batch: Any) -> Any:
@@ -65,7 +65,7 @@ class PassRun:
         seen = self.vlm.with_features(batch[0])
         return seen, *(replace(other, vision=seen.vision, features=seen.features) for other in batch[1:])
 
-    def _told(self, batch: Any) -> Measured:
+    def _told(self, batch: Any) -> MethodOutput:
         with counted(self.vlm) as forwards:
             measured = self.way.measure(self.vlm, batch, self.trie, self.layers)
         return replace(measured, forwards=forwards.per_prompt(len(plain_batch(batch))))

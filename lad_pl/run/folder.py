@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 from lad_pl.provenance import first_difference, library_versions
 
 CALIBRATION = "calibration.ckpt"
@@ -72,7 +72,7 @@ class RunFolder:
 
     def write_lines(self, path: Path, records: Iterable[Record]) -> None:
         """Write a JSONL file whole or not at all."""
-        with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(map(_line, records))
 
     def check(self, stage: str, settings: Mapping[str, Any]) -> None:
@@ -120,5 +120,5 @@ def _line(record: Record) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -32,7 +32,7 @@ _PATIENCE = 5.0
 _PARENT = os.getppid()
 
 
-class Processes:
+class ProcessWatcher:
     """The processes of a run, seen from one of them.
 
     Args:

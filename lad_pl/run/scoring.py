@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lad_pl.calibrate import log_mean_probability
 from lad_pl.evidence.store import read_prompts, stream_prompts
-from lad_pl.evidence.table import Prompts
+from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.metrics import UNREADABLE, position_metrics
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.readouts import READOUTS, ReadoutSettings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it imports transformers, which a replay does not need
 class Results:
     """What P tested prompts come to, by readout and by method."""
 
-    prompts: Prompts
+    prompts: EvidenceRecords
     """The P prompts; their attention is the mean over heads."""
     scores: dict[str, Tensor]
     """Scores (P, N) by name; methods that answer in words have none."""
@@ -36,7 +36,7 @@ class Results:
     costs: dict[str, dict[str, float]]
     """Forward passes and seconds per tested prompt, by name."""
 
-    def add(self, a_pass: Pass, prompts: Prompts, prompt: PromptSpec, readout: ReadoutSettings) -> None:
+    def add(self, a_pass: Pass, prompts: EvidenceRecords, prompt: PromptSpec, readout: ReadoutSettings) -> None:
         """Take in what another pass, of that prompt, tells about the same samples."""
         scores = a_pass.scores(prompts, self.prompts.num_permutations, readout)
         choices = choices_of(scores) | a_pass.choices(prompts, prompt)
@@ -58,12 +58,12 @@ class Results:
         """One line of predictions.jsonl per prompt.
 
         Args:
-            samples: of the stage; the prompts' groups are indices into it.
+            samples: of the stage; the prompts' sample_index are indices into it.
             rank_by: the readout that orders the images.
         """
         prompts = self.prompts
         rankings = self.scores[rank_by].argsort(dim=-1, descending=True, stable=True)
-        for row, group in enumerate(prompts.groups.tolist()):
+        for row, group in enumerate(prompts.sample_index.tolist()):
             permutation, target = prompts.permutations[row].tolist(), int(prompts.targets[row])
             yield {
                 "id": prompts.ids[row],
@@ -79,7 +79,7 @@ class Results:
             }
 
 
-def replay(path: str | Path, calibration: Calibration, settings: ReadoutSettings, names: Sequence[str]) -> Results:
+def score_store(path: str | Path, calibration: Calibration, settings: ReadoutSettings, names: Sequence[str]) -> Results:
     """Score every prompt of a store by the named readouts; a few thousand prompts' heads in memory at a time.
 
     Raises:
@@ -92,12 +92,12 @@ def replay(path: str | Path, calibration: Calibration, settings: ReadoutSettings
     return Results(prompts, scores, choices_of(scores), dict.fromkeys(names, cost(prompts, len(prompts))))
 
 
-def cost(prompts: Prompts, num_tested: int) -> dict[str, float]:
+def cost(prompts: EvidenceRecords, num_tested: int) -> dict[str, float]:
     """Forward passes of the language model and seconds that a pass took per tested prompt."""
     return {"forwards": int(prompts.forwards.sum()) / num_tested, "seconds": float(prompts.seconds.sum()) / num_tested}
 
 
-def with_batch_prior(prompts: Prompts, calibration: Calibration, settings: ReadoutSettings) -> Calibration:
+def with_batch_prior(prompts: EvidenceRecords, calibration: Calibration, settings: ReadoutSettings) -> Calibration:
     """The calibration with the prior of batch calibration taken from where ``settings.batch`` says."""
     if settings.batch == "calibration":
         return calibration
@@ -105,7 +105,7 @@ def with_batch_prior(prompts: Prompts, calibration: Calibration, settings: Reado
 
 
 def scores_of(
-    prompts: Prompts, calibration: Calibration, settings: ReadoutSettings, names: Sequence[str]
+    prompts: EvidenceRecords, calibration: Calibration, settings: ReadoutSettings, names: Sequence[str]
 ) -> dict[str, Tensor]:
     """Scores (P, N) of the named readouts for P prompts."""
     return {name: READOUTS[name](prompts.evidence, calibration, settings) for name in names}
@@ -116,7 +116,7 @@ def choices_of(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: values.argmax(-1) for name, values in scores.items()}
 
 
-def metrics_of(choices: Mapping[str, Tensor], prompts: Prompts) -> dict[str, dict[str, Any]]:
+def metrics_of(choices: Mapping[str, Tensor], prompts: EvidenceRecords) -> dict[str, dict[str, Any]]:
     """All metrics of :mod:`lad_pl.metrics` by readout, as plain numbers; what is undefined is None.
 
     Args:

@@ -160,7 +160,7 @@ class PromptEncoder:
             ),
             permutations=torch.tensor([p for item in items for p in item.permutations]),
             targets=torch.tensor([_position_of_target(item, p) for item in items for p in item.permutations]),
-            groups=torch.tensor([item.index for item in items for _ in item.permutations]),
+            sample_index=torch.tensor([item.index for item in items for _ in item.permutations]),
             ids=tuple(item.sample.id for item in items for _ in item.permutations),
         )
 

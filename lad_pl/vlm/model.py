@@ -27,7 +27,7 @@ from lad_pl.vlm.features import PerImageFeatures
 from lad_pl.vlm.layers import DecoderLayers
 from lad_pl.vlm.loading import VLMSpec
 from lad_pl.vlm.sofa import Sofa, soft_attention
-from lad_pl.vlm.tensor_parallel import Shards, whole_tensor
+from lad_pl.vlm.tensor_parallel import TensorParallel, whole_tensor
 
 
 class VisionLanguageModel:
@@ -45,7 +45,7 @@ class VisionLanguageModel:
         self.model: Any = model
         self.processor = processor
         self.layers = DecoderLayers.of(model)
-        self.shards = Shards(model)
+        self.tensor_parallel = TensorParallel(model)
         self.backend: str = self.model.config.get_text_config()._attn_implementation
         if self.backend != "eager" and not all(map(_uses_attention_interface, filter(None, self.layers.attention))):
             raise UserError(
@@ -70,7 +70,7 @@ class VisionLanguageModel:
         Raises:
             UserError: they share them on devices of another kind.
         """
-        if self.shards.size > 1:
+        if self.tensor_parallel.size > 1:
             if self.device.type != device.type:
                 raise UserError(
                     f"model.vlm.tensor_parallel places the model on {self.device.type}; set trainer.accelerator to it."
@@ -172,7 +172,7 @@ class VisionLanguageModel:
         """Forward pass: the model's output, and the attention mass (B, L, H, N)."""
         num_candidates = batch.image_rows.shape[1]
         with (
-            self.shards.computing(),
+            self.tensor_parallel.computing(),
             capture(self.layers.attention, layers, batch.position_of_token, num_candidates, self.backend) as mass,
         ):
             output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
@@ -182,7 +182,7 @@ class VisionLanguageModel:
 
     def _scored(self, trie: AnswerTrie, output: Any, attention: Tensor, inputs: dict[str, Any]) -> Evidence:
         log_probs = trie.log_probs(lambda prefix: self._logits_after(prefix, output, inputs))
-        return self.shards.whole(Evidence(log_probs, attention.to(log_probs.device)))
+        return self.tensor_parallel.gather_heads(Evidence(log_probs, attention.to(log_probs.device)))
 
     @torch.no_grad()
     def with_features(self, batch: Batch) -> Batch:

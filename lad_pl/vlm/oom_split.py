@@ -12,7 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from lad_pl.errors import UserError
-from lad_pl.methods.base import Measured, plain_batch
+from lad_pl.methods.base import MethodOutput, plain_batch
 from lad_pl.types import Batch, Evidence
 
 _REMEDY = (
@@ -25,7 +25,7 @@ _ALSO_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
 """How libraries below torch say so."""
 
 
-class Fitting:
+class OomSplitter:
     """Cuts a batch in halves when memory runs out, says so, and remembers what fits.
 
     Args:
@@ -37,7 +37,7 @@ class Fitting:
         self.samples: float = math.inf
         """The most samples whose images are tried at a time."""
 
-    def __call__(self, see: Callable[[Any], Any], measure: Callable[[Any], Measured], batch: Any) -> Measured:
+    def __call__(self, see: Callable[[Any], Any], measure: Callable[[Any], MethodOutput], batch: Any) -> MethodOutput:
         """Measure the prompts of a batch, in parts if they do not fit.
 
         Args:
@@ -61,9 +61,9 @@ class Fitting:
         halves = (_each(batch, Batch.samples, *ends) for ends in ((0, middle), (middle, samples)))
         return _joined([self(see, measure, half) for half in halves])
 
-    def _measured(self, measure: Callable[[Any], Measured], batch: Any) -> Measured:
+    def _measured(self, measure: Callable[[Any], MethodOutput], batch: Any) -> MethodOutput:
         length, width = plain_batch(batch).tokens["input_ids"].shape
-        parts: list[Measured] = []
+        parts: list[MethodOutput] = []
         start = 0
         while start < length:
             stop = start + self._at_a_time(length - start, width)
@@ -119,10 +119,10 @@ def _each(batch: Any, method: Callable[[Batch, int, int], Batch], start: int, st
     return tuple(method(member, start, stop) for member in batch)
 
 
-def _joined(parts: list[Measured]) -> Measured:
+def _joined(parts: list[MethodOutput]) -> MethodOutput:
     free = [part.free for part in parts if part.free is not None]
     texts = [text for part in parts for text in part.texts or ()]
-    return Measured(
+    return MethodOutput(
         Evidence.cat([part.evidence for part in parts]),
         max(part.forwards for part in parts),
         Evidence.cat(free) if free else None,

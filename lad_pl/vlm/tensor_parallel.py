@@ -30,7 +30,7 @@ _PLAN = {
 }
 
 
-class Shards:
+class TensorParallel:
     """What a model's processes hold of it; one process that holds everything is the usual case.
 
     Args:
@@ -60,7 +60,7 @@ class Shards:
                     f"model.vlm.tensor_parallel is {self.size}, but the model has {name} = {heads}; take a divisor."
                 )
 
-    def whole(self, evidence: Evidence) -> Evidence:
+    def gather_heads(self, evidence: Evidence) -> Evidence:
         """The evidence with the attention of all processes' heads, in the model's order.
 
         Args:

@@ -63,9 +63,9 @@ def by_itself(run: StoredRun, readout: str, values: dict, draw: Draw, settings: 
     def on_layers(evidence: Evidence) -> Evidence:
         return Evidence(evidence.log_probs, evidence.attention[:, places], evidence.layer_attention[:, places])
 
-    rows = torch.isin(passes.groups, passes.groups.unique()[list(draw.samples)])
+    rows = torch.isin(passes.sample_index, passes.sample_index.unique()[list(draw.samples)])
     calibration = calibrate(
-        on_layers(passes.evidence[rows]), passes.targets[rows], passes.permutations[rows], passes.groups[rows]
+        on_layers(passes.evidence[rows]), passes.targets[rows], passes.permutations[rows], passes.sample_index[rows]
     )
     calibration = with_batch_prior(prompts, calibration, settings)
     return READOUTS[readout](on_layers(prompts.evidence), calibration, settings)
@@ -197,8 +197,10 @@ def test_draws_are_seeded_different_and_all_where_there_are_no_more() -> None:
 
 def test_a_calibration_holds_the_drawn_samples_and_no_other(run: StoredRun) -> None:
     passes = run.calibration_prompts()
-    rows = (passes.groups == 2) | (passes.groups == 5)
-    expected = calibrate(passes.evidence[rows], passes.targets[rows], passes.permutations[rows], passes.groups[rows])
+    rows = (passes.sample_index == 2) | (passes.sample_index == 5)
+    expected = calibrate(
+        passes.evidence[rows], passes.targets[rows], passes.permutations[rows], passes.sample_index[rows]
+    )
     calibrations = Calibrations(passes)
     got = calibrations.of(Draw(0, (2, 5)), None)
     for name, value in expected.state().items():
@@ -211,7 +213,7 @@ def test_only_the_heads_of_the_chosen_layers_vote_on_the_targets(run: StoredRun)
     attention = torch.rand(passes.evidence.attention.shape, generator=torch.Generator().manual_seed(0)).double()
     passes = replace(passes, evidence=Evidence(passes.evidence.log_probs, attention))
     slices = Evidence(passes.evidence.log_probs, attention[:, [1, 3]])
-    theirs = calibrate(slices, passes.targets, passes.permutations, passes.groups).head_information_label_free
+    theirs = calibrate(slices, passes.targets, passes.permutations, passes.sample_index).head_information_label_free
     calibrations = Calibrations(passes)
     assert torch.equal(calibrations.of(None, layers, label_free=True).head_information_label_free, theirs)
     of_all = calibrations.of(None, layers).head_information_label_free

@@ -11,7 +11,7 @@ import torch
 
 from lad_pl import UserError
 from lad_pl.evidence.store import EvidenceStore, read_prompts, read_settings, stream_prompts
-from lad_pl.evidence.table import Prompts, as_stored, no_evidence
+from lad_pl.evidence.table import EvidenceRecords, as_stored, no_evidence
 from lad_pl.types import Evidence
 
 SAMPLES, T, N, LAYERS, HEADS = 7, 3, 4, 2, 5
@@ -25,14 +25,14 @@ def evidence(prompts: int, seed: int) -> Evidence:
     return as_stored(Evidence(log_probs, 10**-decades))
 
 
-def sample(group: int, in_words: bool = False) -> Prompts:
+def sample(group: int, in_words: bool = False) -> EvidenceRecords:
     orders = torch.stack([torch.arange(N).roll(place) for place in range(T)])
-    return Prompts(
+    return EvidenceRecords(
         evidence=no_evidence(T) if in_words else evidence(T, group),
         targets=(orders == group % N).long().argmax(1) if group else torch.full((T,), -1),
         permutations=orders,
-        groups=torch.full((T,), group),
-        places=torch.arange(T),
+        sample_index=torch.full((T,), group),
+        permutation_index=torch.arange(T),
         ids=(f"sample {group}",) * T,
         seconds=torch.full((T,), 0.25).double(),
         forwards=torch.full((T,), 2),
@@ -41,8 +41,8 @@ def sample(group: int, in_words: bool = False) -> Prompts:
     )
 
 
-def assert_equal(one: Prompts, other: Prompts) -> None:
-    for name in ("targets", "permutations", "groups", "places", "seconds", "forwards"):
+def assert_equal(one: EvidenceRecords, other: EvidenceRecords) -> None:
+    for name in ("targets", "permutations", "sample_index", "permutation_index", "seconds", "forwards"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.ids == other.ids and one.texts == other.texts
     for ours, theirs in ((one.evidence, other.evidence), (one.free, other.free)):
@@ -51,9 +51,9 @@ def assert_equal(one: Prompts, other: Prompts) -> None:
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
-def stored(path: Path, groups: list[int], in_words: bool = False, rank: int = 0) -> EvidenceStore:
+def stored(path: Path, sample_index: list[int], in_words: bool = False, rank: int = 0) -> EvidenceStore:
     store = EvidenceStore(path, SETTINGS)
-    for group in groups:
+    for group in sample_index:
         store.append(sample(group, in_words), rank)
     store.close()
     return store
@@ -66,7 +66,7 @@ def test_what_goes_in_comes_out_in_the_samples_order(tmp_path: Path, in_words: b
     stored(path, [5, 1], in_words, rank=1)
     stored(path, [3, 2, 3], in_words).finish(SAMPLES, T)  # a second attempt, which computed one sample twice
     prompts = read_prompts(path)
-    assert prompts.groups.tolist() == sorted([*range(SAMPLES)] * T)
+    assert prompts.sample_index.tolist() == sorted([*range(SAMPLES)] * T)
     for group in range(SAMPLES):
         assert_equal(prompts[torch.arange(group * T, group * T + T)], sample(group, in_words))
     assert [path.name] == [entry.name for entry in tmp_path.iterdir()]
@@ -96,7 +96,7 @@ def test_streams_whole_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     parts = list(stream_prompts(path))
     assert len(parts) > 2
     assert all(len(part) % T == 0 for part in parts)
-    assert torch.equal(torch.cat([part.groups for part in parts]), read_prompts(path).groups)
+    assert torch.equal(torch.cat([part.sample_index for part in parts]), read_prompts(path).sample_index)
 
 
 def test_a_part_torn_anywhere_gives_its_whole_records(tmp_path: Path) -> None:

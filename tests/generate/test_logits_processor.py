@@ -24,7 +24,7 @@ from lad_pl.cli import main
 from lad_pl.data.images import resize
 from lad_pl.data.permutations import cyclic_shifts
 from lad_pl.evidence.table import as_stored
-from lad_pl.generate.logits_processor import Debiasing, debiasing, steered
+from lad_pl.generate.logits_processor import Debiasing, candidate_logits, debiasing
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.readouts import log_probabilities
 from lad_pl.types import Calibration, Evidence, PermutedSample, Sample
@@ -111,7 +111,7 @@ def subject_of(name: str, n: int, folder: Path) -> Subject:
     encoder = vlm.encoder(prompt)
     trie, layers = encoder.answer_trie(n), vlm.layers.choose("1-3" if name == "internvl" else "1-5")
     batch = encoder([entry((pictures[k:] + pictures[:k])[:n], k, "A cat", True) for k in range(2)])
-    calibration = calibrate(vlm.evidence(batch, trie, layers), batch.targets, batch.permutations, batch.groups)
+    calibration = calibrate(vlm.evidence(batch, trie, layers), batch.targets, batch.permutations, batch.sample_index)
     provenance = {
         "weights": vlm.fingerprint(),
         "processor": encoder.fingerprint(),
@@ -490,13 +490,13 @@ def test_tokens_follow_their_best_candidate() -> None:
     trie = AnswerTrie(((1, 0), (1, 2), (3,)))
     log_probs = torch.tensor([[0.3, 0.3, 0.4]] * 2).log()
     scores = torch.tensor([[0.0, 5.0, 1.0, 2.0], [0.5, 0.0, 0.0, 7.0]])
-    first = steered(scores, torch.empty(2, 0, dtype=torch.long), trie, log_probs, only_candidates=False)
+    first = candidate_logits(scores, torch.empty(2, 0, dtype=torch.long), trie, log_probs, only_candidates=False)
     assert first.argmax(-1).tolist()[0] == 3
     assert torch.equal(first[:, [0, 2]], scores[:, [0, 2]])
     assert torch.allclose(first[:, [1, 3]].logsumexp(-1), scores[:, [1, 3]].logsumexp(-1))
     assert torch.allclose((first[:, 3] - first[:, 1]).exp(), torch.tensor(4 / 3))
-    second = steered(scores, torch.tensor([[1], [3]]), trie, log_probs)
+    second = candidate_logits(scores, torch.tensor([[1], [3]]), trie, log_probs)
     assert second[0].isinf().tolist() == [False, True, False, True]
     assert torch.equal(second[1], scores[1])  # complete
-    third = steered(scores, torch.tensor([[2], [2]]), trie, log_probs)
+    third = candidate_logits(scores, torch.tensor([[2], [2]]), trie, log_probs)
     assert torch.equal(third, scores)  # something else is being said

@@ -21,10 +21,10 @@ COLUMNS = {
     "Roman": ("candidates, roman, N = 8",),
 }
 
-Measured = Mapping[str, Mapping[str, float]]
+MethodOutput = Mapping[str, Mapping[str, float]]
 
 
-def table(measured: Measured) -> str:
+def table(measured: MethodOutput) -> str:
     """Markdown: one row per family, with the largest error of every check as a power of ten above it."""
     lines = [
         " | ".join(["model_type", "class", "for example", *COLUMNS, "what is particular"]),
@@ -39,7 +39,7 @@ def table(measured: Measured) -> str:
     return "\n".join([*(f"| {line} |" for line in lines), "", "Not supported, and why:", "", *refused])
 
 
-def write(measured: Measured) -> None:
+def write(measured: MethodOutput) -> None:
     """Put the table between its marks in the README, if every family has been measured."""
     missing = [family.name for family in FAMILIES if family.name not in measured]
     if missing:

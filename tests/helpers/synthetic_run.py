@@ -14,7 +14,7 @@ from torch import Tensor
 from lad_pl.calibrate import calibrate, pack
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
 from lad_pl.evidence.store import EvidenceStore, read_prompts
-from lad_pl.evidence.table import Prompts, as_stored
+from lad_pl.evidence.table import EvidenceRecords, as_stored
 from lad_pl.readouts import ReadoutSettings
 from lad_pl.run.scoring import choices_of, metrics_of, scores_of
 from lad_pl.types import Evidence
@@ -59,7 +59,7 @@ def synthetic_run(
     _store(path / "calibration_evidence.parquet", synthetic_prompts(calibration_samples, cyclic_shifts(n), 1, **shape))
     _store(path / "evidence.parquet", synthetic_prompts(samples, random_permutations(n, permutations), 2, **shape))
     passes, prompts = (read_prompts(path / name) for name in ("calibration_evidence.parquet", "evidence.parquet"))
-    calibration = calibrate(passes.evidence, passes.targets, passes.permutations, passes.groups)
+    calibration = calibrate(passes.evidence, passes.targets, passes.permutations, passes.sample_index)
     provenance = {"calibration_samples": sorted(set(passes.ids)), "num_samples": calibration_samples}
     torch.save(pack(calibration, provenance), path / "calibration.ckpt")
 
@@ -103,7 +103,7 @@ def synthetic_prompts(
     heads: int = 3,
     bias_seed: int = 0,
     clarity: float = 1.0,
-) -> Prompts:
+) -> EvidenceRecords:
     """Prompts of ``samples`` samples, each under the given permutations.
 
     The log-probabilities prefer some positions to others more than they prefer the right image. Attention prefers some
@@ -114,12 +114,12 @@ def synthetic_prompts(
     bias, attention_bias = _normal(fixed, n), 0.7 * _normal(fixed, layers, heads, n)
     loudness, signal = _normal(fixed, layers, 1, 1), 0.5 + 2 * torch.rand(layers, heads, 1, generator=fixed).double()
     order = torch.tensor(permutations).repeat(samples, 1)
-    groups = torch.arange(samples).repeat_interleave(len(permutations))
-    right = torch.randint(n, (samples,), generator=moving)[groups]
+    sample_index = torch.arange(samples).repeat_interleave(len(permutations))
+    right = torch.randint(n, (samples,), generator=moving)[sample_index]
     is_right = (order == right[:, None]).double()
-    strength = torch.rand(samples, generator=moving).double()[groups, None]
+    strength = torch.rand(samples, generator=moving).double()[sample_index, None]
     # What belongs to the image travels with it; what belongs to the position stays.
-    lure = _normal(moving, samples, n)[groups].gather(1, order)
+    lure = _normal(moving, samples, n)[sample_index].gather(1, order)
     mood = 1 + _normal(moving, len(order), 1)  # how strongly this prompt feels the bias: no prior takes it off
     logits = mood * bias + 1.5 * strength * is_right + 0.4 * lure
     marks = (
@@ -127,27 +127,27 @@ def synthetic_prompts(
     )
     noise = 0.5 * _normal(moving, len(order), layers, heads, n)
     rows = torch.arange(len(order))
-    return Prompts(
+    return EvidenceRecords(
         evidence=as_stored(Evidence(logits.log_softmax(-1), 0.3 / n * (marks + noise - 2).exp())),
         targets=is_right.argmax(1),
         permutations=order,
-        groups=groups,
-        places=rows % len(permutations),
-        ids=tuple(f"{'cal' if seed == 1 else 'test'}-{group}" for group in groups.tolist()),
+        sample_index=sample_index,
+        permutation_index=rows % len(permutations),
+        ids=tuple(f"{'cal' if seed == 1 else 'test'}-{group}" for group in sample_index.tolist()),
         seconds=torch.full((len(order),), 0.01, dtype=torch.float64),
         forwards=torch.ones(len(order), dtype=torch.long),
     )
 
 
-def _store(path: Path, prompts: Prompts) -> None:
+def _store(path: Path, prompts: EvidenceRecords) -> None:
     store = EvidenceStore(path, {"model": "synthetic"})
     store.append(prompts)
     store.close()
-    store.finish(int(prompts.groups.max()) + 1, prompts.num_permutations)
+    store.finish(int(prompts.sample_index.max()) + 1, prompts.num_permutations)
 
 
 def _predictions(
-    path: Path, prompts: Prompts, scores: dict[str, Tensor], choices: dict[str, Tensor], rank_by: str
+    path: Path, prompts: EvidenceRecords, scores: dict[str, Tensor], choices: dict[str, Tensor], rank_by: str
 ) -> None:
     order = prompts.permutations.gather(1, scores[rank_by].argsort(dim=-1, descending=True, stable=True))
     lines = []

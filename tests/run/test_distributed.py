@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lad_pl import AttentionGuidedDebiasing, UserError, VLMSpec
 from lad_pl.cli import main
 from lad_pl.types import Evidence
-from lad_pl.vlm.tensor_parallel import Shards
+from lad_pl.vlm.tensor_parallel import TensorParallel
 
 HELPERS = ROOT / "tests" / "helpers"
 SHARED = [*DDP, "--model.vlm.tensor_parallel=2"]
@@ -145,7 +145,7 @@ def test_strategies_that_would_split_nothing_are_refused(tiny_folder: Path, stra
 # ---------------------------------------------------------------------------------- shards, without a second process
 
 
-class OfTwo(Shards):
+class OfTwo(TensorParallel):
     """The first of two processes, with what the second one holds."""
 
     def __init__(self, theirs: list[Tensor], num_heads: int) -> None:
@@ -159,22 +159,22 @@ class OfTwo(Shards):
 def test_heads_are_put_together_in_the_order_of_the_processes() -> None:
     attention, log_probs = torch.rand(2, 3, 4, 5), torch.randn(2, 5)
     mine, theirs = attention[:, :, :2], attention[:, :, 2:]
-    whole = OfTwo([log_probs, theirs], 4).whole(Evidence(log_probs, mine))
-    assert torch.equal(whole.attention, attention)
-    torch.testing.assert_close(whole.layer_attention, attention.mean(2))
+    gathered = OfTwo([log_probs, theirs], 4).gather_heads(Evidence(log_probs, mine))
+    assert torch.equal(gathered.attention, attention)
+    torch.testing.assert_close(gathered.layer_attention, attention.mean(2))
 
 
 def test_heads_that_every_process_has_are_not_doubled() -> None:
     attention, log_probs = torch.rand(2, 3, 4, 5), torch.randn(2, 5)
-    assert torch.equal(OfTwo([log_probs], 4).whole(Evidence(log_probs, attention)).attention, attention)
+    assert torch.equal(OfTwo([log_probs], 4).gather_heads(Evidence(log_probs, attention)).attention, attention)
 
 
 def test_processes_that_disagree_are_refused() -> None:
     attention, log_probs = torch.rand(2, 3, 2, 5), torch.randn(2, 5)
     with pytest.raises(UserError, match="come to different answers"):
-        OfTwo([log_probs + 0.1], 4).whole(Evidence(log_probs, attention))
+        OfTwo([log_probs + 0.1], 4).gather_heads(Evidence(log_probs, attention))
     with pytest.raises(UserError, match="2 of 6 attention heads"):
-        OfTwo([log_probs], 6).whole(Evidence(log_probs, attention))
+        OfTwo([log_probs], 6).gather_heads(Evidence(log_probs, attention))
 
 
 def test_a_plan_that_does_not_fit_is_told() -> None:
@@ -212,12 +212,12 @@ def linear(weight: nn.Parameter) -> nn.Linear:
 def test_uneven_heads_are_refused(part: type[nn.Parameter]) -> None:
     layer, head = (linear(part(torch.zeros(2, 2))) for _ in range(2))
     with pytest.raises(UserError, match="tensor_parallel is 3, but the model has num_attention_heads = 4"):
-        Shards(model_of(layer, head))
+        TensorParallel(model_of(layer, head))
 
 
 def test_layers_that_are_not_split_are_refused(part: type[nn.Parameter]) -> None:
     """Only the head is, as where transformers has no plan for a family's decoder: nearly all would lie everywhere."""
     layer, head = linear(nn.Parameter(torch.zeros(2, 2))), linear(part(torch.zeros(2, 2)))
     with pytest.raises(UserError, match="no plan for splitting the layers of Sequential"):
-        Shards(model_of(layer, head))
-    assert Shards(model_of(layer, layer)).size == 1
+        TensorParallel(model_of(layer, head))
+    assert TensorParallel(model_of(layer, layer)).size == 1

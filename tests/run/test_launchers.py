@@ -21,7 +21,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lad_pl.cli import main
 from lad_pl.evidence.store import read_prompts
-from lad_pl.run.processes import Processes
+from lad_pl.run.processes import ProcessWatcher
 
 NODES = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
 GO_ON = "Run the same command again to go on."
@@ -135,7 +135,7 @@ def test_one_of_two_processes_is_asked_to_end_fit(tmp_path: Path, asked: str, co
     assert not (tmp_path / "calibration.ckpt").exists()
     assert stored_bytes(tmp_path) > 18_000
     assert main(["fit", *options]) == 0
-    assert read_prompts(tmp_path / "calibration_evidence.parquet").groups.unique().tolist() == list(range(150))
+    assert read_prompts(tmp_path / "calibration_evidence.parquet").sample_index.unique().tolist() == list(range(150))
 
 
 def test_lightning_does_not_kill_a_process_that_is_about_to_end(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_lightning_does_not_kill_a_process_that_is_about_to_end(tmp_path: Path) 
     launcher.procs = [other]
     observer = _ChildProcessObserver(this.pid, launcher.procs)
     strategy = SimpleNamespace(launcher=launcher, cluster_environment=None)
-    processes = Processes(SimpleNamespace(strategy=strategy, local_rank=0), tmp_path)
+    processes = ProcessWatcher(SimpleNamespace(strategy=strategy, local_rank=0), tmp_path)
     processes._leave(signal.SIGTERM, None)
     assert other.wait() == -signal.SIGTERM
     assert observer._run()  # it has seen enough

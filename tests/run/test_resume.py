@@ -156,7 +156,7 @@ def test_a_process_stopped_again_and_again(tmp_path: Path, stage: str, ends: tup
         kept = stored_bytes(tmp_path)
     assert main([stage, *options]) == 0
     assert result.exists()
-    assert read_prompts(folder.evidence(stage)).groups.unique().tolist() == list(range(150))
+    assert read_prompts(folder.evidence(stage)).sample_index.unique().tolist() == list(range(150))
 
 
 def heeds_ctrl_c() -> None:

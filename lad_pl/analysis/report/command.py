@@ -14,7 +14,7 @@ from lad_pl.analysis.report.reported_run import read_run
 from lad_pl.analysis.report.results import results_table
 from lad_pl.analysis.report.sections import run_sections
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 
 
 def report(
@@ -58,6 +58,6 @@ def report(
         for table in (results, *(table for section in sections for table in section.tables)):
             table.write(folder / "tables")
         page = render_page(first, results, sections, shown)
-    with whole_file(folder / "index.html") as partial:
+    with atomic_write(folder / "index.html") as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
     print(f"Report: {folder / 'index.html'}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lad_pl.analysis.stored_run import StoredRun, chosen_positions
 from lad_pl.errors import UserError
-from lad_pl.evidence.table import Prompts
+from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.readouts import READOUTS, ReadoutSettings, log_probabilities
 from lad_pl.run.folder import Record
 from lad_pl.run.scoring import metrics_of
@@ -28,7 +28,7 @@ class ReportedRun:
     """What is shown of one run. Methods are readouts and methods with passes of their own."""
 
     run: StoredRun
-    prompts: Prompts
+    prompts: EvidenceRecords
     """The P tested prompts; their attention is the mean over heads."""
     records: Sequence[Record]
     """The P lines of predictions.jsonl."""
@@ -123,7 +123,7 @@ def read_run(path: Path, stage: str = "test") -> ReportedRun:
     return ReportedRun(run, prompts, records, metrics, choices, log_probs)
 
 
-def _check_same(run: StoredRun, prompts: Prompts, records: Sequence[Record]) -> None:
+def _check_same(run: StoredRun, prompts: EvidenceRecords, records: Sequence[Record]) -> None:
     """Refuse files of different runs."""
     predictions, evidence = run.folder.predictions(run.stage), run.folder.evidence(run.stage)
     expected = run.report["num_samples"] * run.report["num_permutations"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from lad_pl.calibrate import calibrate
 from lad_pl.errors import UserError
-from lad_pl.evidence.table import Prompts
+from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.types import Calibration, Evidence
 
 
@@ -57,15 +57,17 @@ class Calibrations:
         passes: every calibration sample under its N cyclic shifts.
     """
 
-    def __init__(self, passes: Prompts) -> None:
+    def __init__(self, passes: EvidenceRecords) -> None:
         self._passes = passes
-        self._groups = passes.groups.unique().tolist()
-        self._rows = {group: (passes.groups == group).nonzero().flatten().tolist() for group in self._groups}
+        self._sample_indices = passes.sample_index.unique().tolist()
+        self._rows = {
+            index: (passes.sample_index == index).nonzero().flatten().tolist() for index in self._sample_indices
+        }
         self._made: dict[tuple[tuple[int, ...], tuple[int, ...]], Calibration] = {}
 
     def __len__(self) -> int:
         """How many samples are stored."""
-        return len(self._groups)
+        return len(self._sample_indices)
 
     @property
     def num_layers(self) -> int:
@@ -74,7 +76,7 @@ class Calibrations:
 
     def names(self, samples: Sequence[int]) -> list[str]:
         """Ids of the samples at these places."""
-        return [self._passes.ids[self._rows[self._groups[sample]][0]] for sample in samples]
+        return [self._passes.ids[self._rows[self._sample_indices[sample]][0]] for sample in samples]
 
     def of(self, draw: Draw | None, layers: LayerSet | None, label_free: bool = False) -> Calibration:
         """The calibration on some samples and layers.
@@ -95,7 +97,7 @@ class Calibrations:
 
     def _calibrated(self, samples: tuple[int, ...], places: tuple[int, ...]) -> Calibration:
         if (samples, places) not in self._made:
-            rows = [row for sample in samples for row in self._rows[self._groups[sample]]]
+            rows = [row for sample in samples for row in self._rows[self._sample_indices[sample]]]
             passes = self._passes
             evidence = Evidence(
                 passes.evidence.log_probs[rows],
@@ -103,7 +105,7 @@ class Calibrations:
                 passes.evidence.layer_attention[rows][:, places],
             )
             self._made[samples, places] = calibrate(
-                evidence, passes.targets[rows], passes.permutations[rows], passes.groups[rows]
+                evidence, passes.targets[rows], passes.permutations[rows], passes.sample_index[rows]
             )
         return self._made[samples, places]
 

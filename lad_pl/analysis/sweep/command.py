@@ -20,8 +20,8 @@ from lad_pl.analysis.sweep.results import About, Result, markdown, summarise, ta
 from lad_pl.analysis.sweep.settings_grid import HEAD_READOUTS, Plan, Stored, make_plan
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import stream_prompts
-from lad_pl.evidence.table import Prompts
-from lad_pl.files import whole_file
+from lad_pl.evidence.table import EvidenceRecords
+from lad_pl.files import atomic_write
 from lad_pl.readouts import READOUTS
 
 
@@ -103,7 +103,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _read(run: StoredRun) -> tuple[Prompts, Calibrations, Stored]:
+def _read(run: StoredRun) -> tuple[EvidenceRecords, Calibrations, Stored]:
     """The tested prompts with the mean over heads, the calibration passes, and what there is to choose from."""
     report, settings = run.report, run.readout
     prompts = run.prompts(heads=False)
@@ -120,10 +120,12 @@ def _read(run: StoredRun) -> tuple[Prompts, Calibrations, Stored]:
     return prompts, calibrations, Stored(reported, layers, len(calibrations), settings)
 
 
-def _results(plan: Plan, run: StoredRun, stored: Stored, prompts: Prompts, calibrations: Calibrations) -> list[Result]:
+def _results(
+    plan: Plan, run: StoredRun, stored: Stored, prompts: EvidenceRecords, calibrations: Calibrations
+) -> list[Result]:
     evaluation = Evaluation(plan.settings, calibrations, stored.readout, prompts.evidence.log_probs)
     heads = any(setting.readout in HEAD_READOUTS for setting in plan.settings)
-    parts: Iterable[Prompts] = stream_prompts(run.folder.evidence(run.stage)) if heads else [prompts]
+    parts: Iterable[EvidenceRecords] = stream_prompts(run.folder.evidence(run.stage)) if heads else [prompts]
     console = Console(stderr=True)
     choices = track(
         evaluation.choices(parts),
@@ -145,7 +147,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "sweep.csv", results, calibrations.names)
     names = write_plots(folder, plan, summaries if plots else [], about)
-    with whole_file(folder / "sweep.md") as partial:
+    with atomic_write(folder / "sweep.md") as partial:
         partial.write_text(markdown(made, about, names), encoding="utf-8")
     print(f"Sweep of {about}: {len(results)} settings")
     Console().print(*(table.terminal() for table in made))

@@ -18,7 +18,7 @@ from torch import Tensor
 from lad_pl.analysis.sweep.calibration_subsets import Calibrations, Draw, LayerSet
 from lad_pl.analysis.sweep.settings_grid import HEAD_READOUTS, LABEL_FREE_READOUTS, Setting
 from lad_pl.calibrate import log_mean_probability
-from lad_pl.evidence.table import Prompts
+from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.metrics import accuracy_per_permutation, recall_std
 from lad_pl.readouts import EPS, READOUTS, ReadoutSettings, corrected, head_weights
 from lad_pl.types import Calibration, Evidence
@@ -62,7 +62,7 @@ class Evaluation:
             else:
                 self._of_mean.append(number)
 
-    def choices(self, parts: Iterable[Prompts]) -> Iterator[Tensor]:
+    def choices(self, parts: Iterable[EvidenceRecords]) -> Iterator[Tensor]:
         """The chosen positions (settings, P'), int16, of one portion of the prompts after the other."""
         for part in parts:
             for first in range(0, len(part), PROMPTS_AT_A_TIME):
@@ -164,11 +164,11 @@ class Counts:
     """(S, T): samples answered right under each permutation."""
     consistent: Tensor
     """(S,): samples for which every permutation chooses the same image."""
-    always_right: Tensor
+    always_correct: Tensor
     """(S,): samples answered right under every permutation."""
 
 
-def score(choices: Tensor, prompts: Prompts) -> list[Scores]:
+def score(choices: Tensor, prompts: EvidenceRecords) -> list[Scores]:
     """The metrics of every setting.
 
     Args:
@@ -178,7 +178,7 @@ def score(choices: Tensor, prompts: Prompts) -> list[Scores]:
     return [scores for part in choices.split(_SETTINGS_AT_A_TIME) for scores in _scores(part, prompts)]
 
 
-def _scores(choices: Tensor, prompts: Prompts) -> Iterator[Scores]:
+def _scores(choices: Tensor, prompts: EvidenceRecords) -> Iterator[Scores]:
     counts = count(choices.long(), prompts)
     num_samples = torch.tensor(len(prompts) // prompts.num_permutations)
     for number, correct in enumerate(counts.correct):
@@ -188,12 +188,12 @@ def _scores(choices: Tensor, prompts: Prompts) -> Iterator[Scores]:
             "accuracy_std": accuracies.std(correction=1) if len(accuracies) > 1 else math.nan,
             "rstd": recall_std(counts.confusion[number]),
             "consistency": counts.consistent[number].double() / num_samples,
-            "circular_accuracy": counts.always_right[number].double() / num_samples,
+            "circular_accuracy": counts.always_correct[number].double() / num_samples,
         }
         yield {name: _finite(float(values[name])) for name in METRICS}
 
 
-def count(choices: Tensor, prompts: Prompts) -> Counts:
+def count(choices: Tensor, prompts: EvidenceRecords) -> Counts:
     """Count what S settings chose; ``choices`` (S, P) positions."""
     n, num_prompts = prompts.num_candidates, len(prompts)
     by_sample = (len(choices), -1, prompts.num_permutations)
@@ -204,7 +204,7 @@ def count(choices: Tensor, prompts: Prompts) -> Counts:
         confusion=torch.bincount(cells.flatten(), minlength=len(choices) * n * n).view(-1, n, n),
         correct=right.sum(1),
         consistent=(images == images[..., :1]).all(2).sum(1),
-        always_right=right.all(2).sum(1),
+        always_correct=right.all(2).sum(1),
     )
 
 

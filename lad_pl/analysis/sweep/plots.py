@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lad_pl.analysis.sweep.results import LABELS, About, Summary, components, held, series, value_name
 from lad_pl.analysis.sweep.settings_grid import FACTORS, Plan
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 
 COMPONENTS = "readouts"
 _KINDS = ("png", "svg")
@@ -87,7 +87,7 @@ def _save(figure: Figure, path: Path) -> None:
     figure.set_layout_engine("none")  # laid out once, not once for each kind
     for kind in _KINDS:
         metadata = {"Date": None} if kind == "svg" else {}  # the same sweep, the same file
-        with whole_file(path.with_name(f"{path.name}.{kind}")) as partial:
+        with atomic_write(path.with_name(f"{path.name}.{kind}")) as partial:
             figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from lad_pl.analysis.sweep.calibration_subsets import ALL
 from lad_pl.analysis.sweep.evaluate import METRICS, Scores
 from lad_pl.analysis.sweep.settings_grid import FACTORS, Plan, Setting
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def write_csv(path: Path, results: Sequence[Result], names: Callable[[Sequence[i
         results: the rows.
         names: ids of the calibration samples at some places.
     """
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["readout", *FACTORS, "draw", "calibration_samples", *METRICS])
         for result in results:

@@ -18,7 +18,7 @@ from lad_pl.data.images import FORMATS, UNREADABLE
 from lad_pl.data.prepare.pickles import read_pickle
 from lad_pl.data.prepare.table_reader import read_rows
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 
 Categories = dict[str, frozenset[int | str]]
 
@@ -272,7 +272,7 @@ def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: s
         raise UserError(f"{where}: two different pictures have the name {name}.")
     target = folder / name
     if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != digest:
-        with whole_file(target) as partial:
+        with atomic_write(target) as partial:
             partial.write_bytes(content)
     return name
 

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lad_pl.data.images import open_image
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 from lad_pl.provenance import first_difference, short_digest
 
 SHARD_SIZE = 2048
@@ -317,7 +317,7 @@ def _open_store(store: Path, manifest: Mapping[str, Any], rebuild: bool) -> None
         )
     for shard in shards:
         shard.unlink()
-    with whole_file(store / "manifest.json") as partial:
+    with atomic_write(store / "manifest.json") as partial:
         partial.write_text(json.dumps(dict(manifest), indent=1) + "\n", encoding="utf-8")
 
 
@@ -335,7 +335,7 @@ def _shards(store: Path) -> list[Path]:
 def _write_shard(store: Path, parts: Sequence[tuple[list[str], Tensor, Tensor]]) -> None:
     keys, images, texts = zip(*parts, strict=True)
     number = max((int(shard.stem.removeprefix("shard-")) for shard in _shards(store)), default=-1) + 1
-    with whole_file(store / f"shard-{number:05d}.safetensors") as partial:
+    with atomic_write(store / f"shard-{number:05d}.safetensors") as partial:
         save_file(
             {"image_embeddings": torch.cat(images), "text_embeddings": torch.cat(texts)},
             partial,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lad_pl.data.prepare.questions import (
-    Conversion,
+    AnnotationWriter,
     ImageFolder,
-    Unfit,
+    SkipItem,
     check_order_free,
     letter_place,
     option_places,
@@ -64,7 +64,7 @@ def table(
     given = ImageFolder(images or (source if Path(source).is_dir() else Path(source).parent))
     embedded = ImageFolder(Path(output) / "images")
     kinds = set()
-    conversion = Conversion(source)
+    conversion = AnnotationWriter(source)
     for label, row in rows:
         name = str(label if _cell(row, names, "id") is None else _cell(row, names, "id"))
         try:
@@ -72,7 +72,7 @@ def table(
             kinds |= {_kind(image) for image in shown}
             stored = [store_image(image, given, embedded) for image in shown]
             conversion.add(rows.name, name, stored, index, words)
-        except Unfit as reason:
+        except SkipItem as reason:
             conversion.leave_out(label if name == label else f"{label}, id {name}", reason)
     if len(kinds) > 1:
         raise UserError(f"{source}: some images are embedded and others are paths; make two tables of it.")
@@ -109,7 +109,7 @@ def _read_item(
     """Images, 0-based target and text of an item."""
     words = _cell(row, names, text)
     if not isinstance(words, str) or not words.strip():
-        raise Unfit(f"no {text}")
+        raise SkipItem(f"no {text}")
     if text == "question":
         check_order_free(words)
     shown = _shown(row, names["images"])
@@ -130,7 +130,7 @@ def _shown(row: Mapping[str, Any], names: str) -> list[Any]:
     while shown and shown[-1] in (None, ""):  # a row with fewer images leaves its last columns empty
         shown.pop()
     if len(shown) < 2:
-        raise Unfit("fewer than two images")
+        raise SkipItem("fewer than two images")
     return shown
 
 
@@ -140,7 +140,7 @@ def _list(value: Any) -> list[Any]:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise Unfit("a list that is no valid JSON") from error
+            raise SkipItem("a list that is no valid JSON") from error
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -156,10 +156,10 @@ def _answer(value: Any, style: Answer) -> int:
     if style == "letter":
         return letter_place(value)
     if value is None:
-        raise Unfit("no answer")
+        raise SkipItem("no answer")
     text = str(value).strip().removesuffix(".0")
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,6}", text):
-        raise Unfit(f"the answer is no {style}")
+        raise SkipItem(f"the answer is no {style}")
     return int(text) - (style == "number")
 
 

@@ -24,7 +24,7 @@ import rich.progress
 from rich.console import Console
 
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 
 ATTEMPTS = 5
 """Failures in a row, without a byte gained, after which a download gives up."""
@@ -237,7 +237,7 @@ class _Part:
         """Start anew, with a file of which the server says this."""
         self.discard()
         self.validator, self.total = validator, total
-        with whole_file(self._notes) as notes:
+        with atomic_write(self._notes) as notes:
             notes.write_text(json.dumps({"url": self.url, "validator": validator, "total": total}), encoding="utf-8")
 
     def discard(self) -> None:

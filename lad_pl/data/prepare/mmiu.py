@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lad_pl.data.prepare.questions import (
-    Conversion,
+    AnnotationWriter,
     ImageFolder,
-    Unfit,
+    SkipItem,
     check_order_free,
     letter_place,
     option_places,
@@ -40,7 +40,7 @@ def mmiu(annotations: str, images: str, output: str = "data/mmiu", tasks: list[s
     for column in ("task", "options", "question", "input_image_path", "output"):
         rows.require(column, "MMIU's annotations have it")
     folder = ImageFolder(images)
-    conversion = Conversion(annotations)
+    conversion = AnnotationWriter(annotations)
     seen: dict[str, int] = {}
     for label, row in rows:
         task = str(row.get("task"))
@@ -52,7 +52,7 @@ def mmiu(annotations: str, images: str, output: str = "data/mmiu", tasks: list[s
             shown, index, caption = _read_item(row)
             names = [_find(path, folder) for path in shown]
             conversion.add(task, name, names, index, caption)
-        except Unfit as reason:
+        except SkipItem as reason:
             conversion.leave_out(f"{name}, {label}", reason)
     unknown = sorted(set(tasks or []) - set(seen))
     if unknown:
@@ -65,11 +65,11 @@ def _read_item(row: Mapping[str, Any]) -> tuple[list[str], int, str]:
     answer = letter_place(row.get("output"))
     options, shown, question = row.get("options"), row.get("input_image_path"), row.get("question")
     if not isinstance(options, str) or not options.strip():
-        raise Unfit("no options")
+        raise SkipItem("no options")
     if not isinstance(shown, list) or not all(isinstance(path, str) for path in shown) or len(shown) < 2:
-        raise Unfit("fewer than two images")
+        raise SkipItem("fewer than two images")
     if not isinstance(question, str) or not question.strip():
-        raise Unfit("no question")
+        raise SkipItem("no question")
     index = pick(option_places(split_options(options), len(shown)), answer)
     caption = "\n".join(filter(None, [_context(str(row.get("context") or ""), options), question.strip()]))
     check_order_free(caption)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.data.prepare.questions import (
-    Conversion,
+    AnnotationWriter,
     ImageFolder,
-    Unfit,
+    SkipItem,
     check_order_free,
     letter_place,
     option_places,
@@ -44,7 +44,7 @@ def muirbench(
     for column in ("idx", "task", "question", "options", "answer", "image_list"):
         rows.require(column, "MuirBench has it")
     folder = ImageFolder(Path(output) / "images")
-    conversion = Conversion(dataset)
+    conversion = AnnotationWriter(dataset)
     seen = set()
     for label, row in rows:
         task = str(row.get("task"))
@@ -55,7 +55,7 @@ def muirbench(
             shown, index = _read_item(row)
             names = [store_image(image, given=folder, embedded=folder) for image in shown]
             conversion.add(task, str(row.get("idx")), names, index, row["question"].strip())
-        except Unfit as reason:
+        except SkipItem as reason:
             conversion.leave_out(f"{label}, idx {row.get('idx')}", reason)
     unknown = sorted(set(tasks or []) - seen)
     if unknown:
@@ -67,16 +67,16 @@ def _read_item(row: Mapping[str, Any]) -> tuple[list[Any], int]:
     """Images and 0-based target of an item."""
     options, shown, question = row.get("options"), row.get("image_list"), row.get("question")
     if not isinstance(options, list) or not isinstance(shown, list) or not isinstance(question, str):
-        raise Unfit("no options, images or question")
+        raise SkipItem("no options, images or question")
     right = pick(range(len(options)), letter_place(row.get("answer")))
     named = [place for place, option in enumerate(options) if str(option).strip().rstrip(".").lower() != _NONE]
     if right not in named:
-        raise Unfit("unanswerable (the answer is 'None of the choices provided')")
+        raise SkipItem("unanswerable (the answer is 'None of the choices provided')")
     if any(str(options[place]).strip() != _IMAGE for place in named):
-        raise Unfit("the options are texts, not the images")
+        raise SkipItem("the options are texts, not the images")
     if _IMAGE in question:
-        raise Unfit("an image in the question, which cannot be the answer")
+        raise SkipItem("an image in the question, which cannot be the answer")
     check_order_free(question)
     if len(named) < 2:
-        raise Unfit("fewer than two images")
+        raise SkipItem("fewer than two images")
     return shown, option_places([_IMAGE] * len(named), len(shown))[named.index(right)]

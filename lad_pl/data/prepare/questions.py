@@ -19,7 +19,7 @@ from PIL import Image
 from lad_pl.data.annotations import write_annotations
 from lad_pl.data.images import FORMATS, UNREADABLE, open_image
 from lad_pl.errors import UserError
-from lad_pl.files import whole_file
+from lad_pl.files import atomic_write
 from lad_pl.prompts.template import identifiers
 
 QUESTION_TEMPLATE = (
@@ -45,7 +45,7 @@ DEFAULT_PERMUTATIONS = 5
 """T of the shipped configurations; two images do not have so many orders."""
 
 
-class Unfit(Exception):
+class SkipItem(Exception):
     """An item cannot become a sample; the message is the reason, the same for all items that it holds for."""
 
 
@@ -59,13 +59,13 @@ def split_options(text: str) -> list[str]:
     ['the first image', 'the second image']
 
     Raises:
-        Unfit: the lines are not lettered A, B, C and so on.
+        SkipItem: the lines are not lettered A, B, C and so on.
     """
     options: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _OPTION.fullmatch(line)
         if match is None or letter_place(match[1]) != len(options):
-            raise Unfit("the options are not lettered A, B, C, ... line by line")
+            raise SkipItem("the options are not lettered A, B, C, ... line by line")
         options.append(match[2].strip())
     return options
 
@@ -80,15 +80,15 @@ def option_places(options: Sequence[str], num_images: int) -> list[int]:
     [1, 0]
 
     Raises:
-        Unfit: there are more images than options (a query image, say) or the reverse, or options are something else.
+        SkipItem: there are more images than options (a query image, say) or the reverse, or options are something else.
     """
     if len(options) < num_images:
-        raise Unfit("more images than options (images that are shown, but cannot be the answer)")
+        raise SkipItem("more images than options (images that are shown, but cannot be the answer)")
     if len(options) > num_images:
-        raise Unfit("more options than images")
+        raise SkipItem("more options than images")
     places = [_named_place(option.strip(), own) for own, option in enumerate(options)]
     if sorted(places) != list(range(num_images)):
-        raise Unfit("the options do not name every image once")
+        raise SkipItem("the options do not name every image once")
     return places
 
 
@@ -97,7 +97,7 @@ def _named_place(option: str, own: int) -> int:
         return own
     match = _NAME.fullmatch(option)
     if match is None:
-        raise Unfit("the options are texts, not the images")
+        raise SkipItem("the options are texts, not the images")
     ordinal, number, letter = match.groups()
     if letter or (number and number.isalpha()):
         return letter_place(letter or number)
@@ -110,13 +110,13 @@ def letter_place(letter: Any) -> int:
     """The 0-based place of an answer's letter: ``A``, ``(A)``, ``A.`` or ``A:``.
 
     Raises:
-        Unfit: there is no answer, or it is no letter.
+        SkipItem: there is no answer, or it is no letter.
     """
     if letter is None or not str(letter).strip():
-        raise Unfit("no answer")
+        raise SkipItem("no answer")
     match = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", str(letter).strip())
     if match is None:
-        raise Unfit("the answer is no letter")
+        raise SkipItem("the answer is no letter")
     return ord(match[1].upper()) - ord("A")
 
 
@@ -124,24 +124,24 @@ def check_order_free(question: str) -> None:
     """Refuse a question that speaks of an image by its place: under another order of the images it would be another.
 
     Raises:
-        Unfit: it does.
+        SkipItem: it does.
     """
     if _MENTION.search(question):
-        raise Unfit("the question speaks of an image by its place, which changes with the order of the images")
+        raise SkipItem("the question speaks of an image by its place, which changes with the order of the images")
     try:
         question.encode()
     except UnicodeEncodeError as error:
-        raise Unfit("the question has characters that cannot be written") from error
+        raise SkipItem("the question has characters that cannot be written") from error
 
 
 def pick(places: Sequence[int], answer: int) -> int:
     """The image of the right option.
 
     Raises:
-        Unfit: there is no such option.
+        SkipItem: there is no such option.
     """
     if not 0 <= answer < len(places):
-        raise Unfit("the answer is none of the options")
+        raise SkipItem("the answer is none of the options")
     return places[answer]
 
 
@@ -160,20 +160,20 @@ class ImageFolder:
         """The first of the paths that is an image in this folder, as a name relative to it.
 
         Raises:
-            Unfit: it lies outside, is missing, or cannot be read.
+            SkipItem: it lies outside, is missing, or cannot be read.
         """
         names = [os.path.relpath(os.path.normpath(self.path / path), self.path) for path in candidates]
         if any(name == ".." or name.startswith(f"..{os.sep}") for name in names):
-            raise Unfit(f"an image outside the image folder {self.path}")
+            raise SkipItem(f"an image outside the image folder {self.path}")
         found = [name for name in names if (self.path / name).is_file()]
         if not found:
-            raise Unfit(f"an image file is missing in {self.path}")
+            raise SkipItem(f"an image file is missing in {self.path}")
         name = Path(found[0]).as_posix()
         if name not in self._checked:
             try:
                 open_image(self.path / name)
             except UserError as error:
-                raise Unfit("an image file cannot be read") from error
+                raise SkipItem("an image file cannot be read") from error
             self._checked.add(name)
         return name
 
@@ -181,12 +181,12 @@ class ImageFolder:
         """Write an embedded image as a file, once, byte for byte as it is; returns its name.
 
         Raises:
-            Unfit: it cannot be decoded.
+            SkipItem: it cannot be decoded.
         """
         digest = hashlib.sha256(content).hexdigest()[:20]
         if digest not in self._stored:
             name = f"{digest}.{_image_format(content)}"
-            with whole_file(self.path / name) as partial:
+            with atomic_write(self.path / name) as partial:
                 partial.write_bytes(content)
             self._stored[digest] = name
         return self._stored[digest]
@@ -196,14 +196,14 @@ def store_image(image: Any, given: ImageFolder, embedded: ImageFolder) -> str:
     """The name of an image that is a path, bytes, or Hugging Face's ``{bytes, path}``.
 
     Raises:
-        Unfit: it is something else, missing or broken.
+        SkipItem: it is something else, missing or broken.
     """
     content = image.get("bytes") if isinstance(image, dict) else image
     if isinstance(content, bytes):
         return embedded.store(content)
     path = image.get("path") if isinstance(image, dict) else image
     if not isinstance(path, str):
-        raise Unfit("an image that is neither a path nor embedded")
+        raise SkipItem("an image that is neither a path nor embedded")
     return given.find(path)
 
 
@@ -213,13 +213,13 @@ def _image_format(content: bytes) -> str:
             image.load()
             return str(image.format).lower()
     except UNREADABLE as error:
-        raise Unfit("an embedded image cannot be read") from error
+        raise SkipItem("an embedded image cannot be read") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- output
 
 
-class Conversion:
+class AnnotationWriter:
     """Samples as they come in and items left out; in the end an annotation file per task and number of images."""
 
     def __init__(self, source: str) -> None:
@@ -232,19 +232,19 @@ class Conversion:
         """One sample.
 
         Raises:
-            Unfit: its id came before, or it shows an image twice.
+            SkipItem: its id came before, or it shows an image twice.
         """
         if name in self._ids:
-            raise Unfit("an id that came before")
+            raise SkipItem("an id that came before")
         if len(set(images)) < len(images):
-            raise Unfit("the same image twice, so that the right answer would be ambiguous")
+            raise SkipItem("the same image twice, so that the right answer would be ambiguous")
         self._ids.add(name)
         sample: dict[str, Any] = {"id": name, "image_ids": list(images), "caption": caption}
         if index is not None:
             sample["index"] = index
         self._samples[task, len(images)].append(sample)
 
-    def leave_out(self, name: str, reason: Unfit) -> None:
+    def leave_out(self, name: str, reason: SkipItem) -> None:
         """Count an item that is no sample."""
         self._left_out[str(reason)].append(name)
 
@@ -274,7 +274,7 @@ class Conversion:
         for (task, num_images), samples in sorted(self._samples.items()):
             path = Path(output) / f"{stems[task]}_{num_images}.json"
             write_annotations(path, samples)
-            with whole_file(path.with_suffix(".yaml")) as partial:
+            with atomic_write(path.with_suffix(".yaml")) as partial:
                 partial.write_text(_configuration(path, images, num_images, asks), encoding="utf-8")
             print(f"  {path}: {len(samples):,} samples of {num_images} images")
         if told:

@@ -24,9 +24,9 @@ from lad_pl.data.prepare.mmiu import _context, mmiu
 from lad_pl.data.prepare.muirbench import muirbench
 from lad_pl.data.prepare.questions import (
     QUESTION_TEMPLATE,
-    Conversion,
+    AnnotationWriter,
     ImageFolder,
-    Unfit,
+    SkipItem,
     check_order_free,
     letter_place,
     option_places,
@@ -78,7 +78,7 @@ def test_options_that_name_images(options: list[str], places: list[int]) -> None
     ],
 )
 def test_options_that_do_not(options: list[str], images: int, reason: str) -> None:
-    with pytest.raises(Unfit, match=reason):
+    with pytest.raises(SkipItem, match=reason):
         option_places(options, images)
 
 
@@ -86,16 +86,16 @@ def test_lettered_lines() -> None:
     assert split_options("A:The first image\nB) x\n(C) y\nD. z\n") == ["The first image", "x", "y", "z"]
     assert split_options("A\nB") == ["", ""]
     for text in ("the first\nthe second", "A: x\nC: y", "B: x"):
-        with pytest.raises(Unfit, match="not lettered"):
+        with pytest.raises(SkipItem, match="not lettered"):
             split_options(text)
 
 
 def test_letters() -> None:
     assert [letter_place(letter) for letter in ("A", "(D)", "c.", " B ")] == [0, 3, 2, 1]
     for missing in (None, "", " "):
-        with pytest.raises(Unfit, match="no answer"):
+        with pytest.raises(SkipItem, match="no answer"):
             letter_place(missing)
-    with pytest.raises(Unfit, match="no letter"):
+    with pytest.raises(SkipItem, match="no letter"):
         letter_place("AB")
 
 
@@ -615,7 +615,7 @@ def test_images_are_stored_only_if_they_are_images(tmp_path: Path) -> None:
     ],
 )
 def test_questions_that_depend_on_the_order(question: str) -> None:
-    with pytest.raises(Unfit, match="by its place"):
+    with pytest.raises(SkipItem, match="by its place"):
         check_order_free(question)
 
 
@@ -627,7 +627,7 @@ def test_questions_that_do_not(question: str) -> None:
 
 
 def test_tasks_that_would_share_a_file(tmp_path: Path) -> None:
-    conversion = Conversion("somewhere")
+    conversion = AnnotationWriter("somewhere")
     for task in ("a b", "A_b"):
         conversion.add(task, task, ["x.png", "y.png"], 0, "which?")
     with pytest.raises(UserError, match="would have the same file; rename one"):
@@ -644,6 +644,6 @@ def test_an_embedded_image_that_another_program_would_have_to_decode(tmp_path: P
     """PostScript would be handed to Ghostscript; nothing but photographs is opened."""
     drawing = io.BytesIO()
     Image.new("RGB", (8, 8)).save(drawing, "EPS")
-    with pytest.raises(Unfit, match="an embedded image cannot be read"):
+    with pytest.raises(SkipItem, match="an embedded image cannot be read"):
         ImageFolder(tmp_path).store(drawing.getvalue())
     assert not list(tmp_path.iterdir())
