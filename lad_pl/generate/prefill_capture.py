@@ -57,7 +57,7 @@ class Prefill:
             raise self.problem
         assert self.mass is not None
         assert self.log_probs is not None
-        return as_stored(Evidence(self.log_probs, self.mass.stacked()))
+        return as_stored(Evidence.from_heads(self.log_probs, self.mass.stacked()))
 
 
 class PrefillCapture:

@@ -81,21 +81,18 @@ class PromptEncoder:
         """
         return self._batch(items, [self._encode(item) for item in items])
 
-    def with_content_free(self, items: Sequence[PermutedSample], caption: str = CONTENT_FREE) -> tuple[Batch, Batch]:
-        """Encode samples, and the same prompts with ``caption`` in place of each sample's own.
+    def with_content_free(self, items: Sequence[PermutedSample], caption: str = CONTENT_FREE) -> Batch:
+        """Encode samples, and as ``content_free`` the same prompts with ``caption`` in place of each sample's own.
 
         The images go through the processor once: only the text after them is tokenised anew. Where that might not give
         what the processor would, the processor is called with the other caption as well.
-
-        Returns:
-            two batches that differ in their tokens and share everything else.
 
         Raises:
             UserError: the processor refuses a sample, or its images' tokens cannot be found.
         """
         encoded = [self._encode(item) for item in items]
         free = [self._retold(item, own, caption) for item, own in zip(items, encoded, strict=True)]
-        return self._batch(items, encoded), self._batch(items, free)
+        return replace(self._batch(items, encoded), content_free=self._batch(items, free))
 
     def _encode(self, item: PermutedSample) -> EncodedSample:
         """One sample under all of its permutations."""

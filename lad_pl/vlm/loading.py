@@ -48,6 +48,10 @@ class VLMSpec:
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model's ``from_pretrained``, such as quantization_config or max_memory."""
 
+    def settings(self) -> dict[str, Any]:
+        """The fields that the evidence depends on beside the weights, as plain values."""
+        return {name: getattr(self, name) for name in ("dtype", "attn_implementation", "compile", "options")}
+
     @property
     def source(self) -> str:
         """What ``from_pretrained`` is given."""

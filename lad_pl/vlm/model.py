@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -128,17 +127,16 @@ class VisionLanguageModel:
 
     @torch.no_grad()
     def evidence_with_content_free(
-        self, batch: Batch, free: Batch, trie: AnswerTrie, layers: Sequence[int]
+        self, batch: Batch, trie: AnswerTrie, layers: Sequence[int]
     ) -> tuple[Evidence, Evidence]:
-        """Evidence of the prompts, and of the same prompts with a caption that says nothing.
+        """Evidence of the prompts, and of their content-free prompts.
 
         The second pass runs over the tokens from the caption on; what stands before it is in the first one's cache.
         Where a cache cannot go back (recurrent and convolutional layers), or an image follows the caption, it is a pass
         over the whole prompt. The vision tower runs once in any case.
 
         Args:
-            batch: B prompts.
-            free: their content-free counterparts, both from :meth:`PromptEncoder.with_content_free`.
+            batch: B prompts with ``content_free``, from :meth:`PromptEncoder.with_content_free`.
             trie: the candidates' tokens.
             layers: indices of the decoder layers to read attention from.
 
@@ -146,7 +144,8 @@ class VisionLanguageModel:
             UserError: a layer yields no attention or lies beyond the model.
         """
         batch = batch.to(self.device)
-        free = replace(free, vision=batch.vision).to(self.device)
+        free = batch.content_free
+        assert free is not None
         inputs = self._inputs(batch)
         shared, cache = SharedPrefix.of(batch, free), self._cache()
         if shared is not None and can_be_cut(cache):
@@ -182,14 +181,14 @@ class VisionLanguageModel:
 
     def _scored(self, trie: AnswerTrie, output: Any, attention: Tensor, inputs: dict[str, Any]) -> Evidence:
         log_probs = trie.log_probs(lambda prefix: self._logits_after(prefix, output, inputs))
-        return self.tensor_parallel.gather_heads(Evidence(log_probs, attention.to(log_probs.device)))
+        return self.tensor_parallel.gather_heads(Evidence.from_heads(log_probs, attention.to(log_probs.device)))
 
     @torch.no_grad()
     def with_features(self, batch: Batch) -> Batch:
         """The batch, on the model's device, with what the vision tower makes of its images: each goes through once."""
         batch = batch.to(self.device)
         outputs = [self.image_features(vision) for vision in batch.vision]
-        return replace(batch, features=PerImageFeatures.of(outputs, batch.visual_tokens))
+        return batch.with_features(PerImageFeatures.of(outputs, batch.visual_tokens))
 
     def image_features(self, vision: dict[str, Any]) -> ModelOutput:
         """What the vision tower makes of one sample's images, in the family's own form.

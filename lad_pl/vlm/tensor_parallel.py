@@ -86,7 +86,7 @@ class TensorParallel:
                 f"A process reads {attention.shape[2]} of {self.num_heads} attention heads, which is not its share; "
                 "leave model.vlm.tensor_parallel at 1."
             )
-        return Evidence(evidence.log_probs, attention)
+        return Evidence.from_heads(evidence.log_probs, attention)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
