@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from PIL import Image
-
-from lad_pl.data.images import FORMATS, UNREADABLE
 from lad_pl.data.prepare.pickles import read_pickle
+from lad_pl.data.prepare.pictures import picture_format, write_picture
 from lad_pl.data.prepare.table_reader import read_rows
 from lad_pl.errors import UserError
-from lad_pl.files import atomic_write
+from lad_pl.files import read_json
 
 Categories = dict[str, frozenset[int | str]]
+"""The object categories of each image, by image name."""
+Exclusion = Literal["subset", "identical"]
+"""Which images share an anchor's categories: those with all of them, or those with exactly the same ones."""
 
+_CUT_OFF = "Was it cut off while downloading?"
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"}
 
 
@@ -99,21 +99,12 @@ def read_categories(path: str | Path) -> Categories:
 
 
 def _read_values(path: str | Path) -> dict[str, Any]:
-    content = read_pickle(path) if Path(path).suffix in (".pkl", ".pickle") else _read_json(path)
+    content = read_pickle(path) if Path(path).suffix in (".pkl", ".pickle") else read_json(path, _CUT_OFF)
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         raise UserError(
             f"{path} must hold either COCO's images and annotations or an object that maps image names to values."
         )
     return content
-
-
-def _read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON (cut off while downloading?): {error}.") from error
 
 
 def _is_official(content: Mapping[str, Any]) -> bool:
@@ -200,7 +191,7 @@ def _token_rows(rows: list[list[str]], path: str | Path) -> Iterator[tuple[str, 
 
 
 def _read_karpathy(path: str | Path) -> CaptionedImages:
-    content = _read_json(path)
+    content = read_json(path, _CUT_OFF)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
         raise UserError(f"{path} has no list 'images'; Karpathy's files have one, with filename and sentences.")
@@ -267,23 +258,12 @@ def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: s
     except OSError as error:
         raise UserError(f"{where}: the picture {picture.get('path')} cannot be read: {error.strerror}.") from error
     digest = hashlib.sha256(content).hexdigest()
-    name = Path(picture.get("path") or "").name or digest[:16] + _suffix(content)
+    name = Path(picture.get("path") or "").name
+    name = name or digest[:16] + _SUFFIXES.get(picture_format(content) or "", "")  # what cannot be read is found later
     if digests.setdefault(name, digest) != digest:
         raise UserError(f"{where}: two different pictures have the name {name}.")
-    target = folder / name
-    if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != digest:
-        with atomic_write(target) as partial:
-            partial.write_bytes(content)
+    write_picture(content, folder / name)
     return name
-
-
-def _suffix(content: bytes) -> str:
-    """File name ending of an encoded picture; none if it is not one, which opening it will say."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _SUFFIXES.get(image.format or "", "")
-    except UNREADABLE:
-        return ""
 
 
 # ----------------------------------------------------------------------------------------------------- checks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -14,10 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from lad_pl.data.annotations import write_annotations
-from lad_pl.data.images import FORMATS, UNREADABLE, open_image
+from lad_pl.data.prepare.pictures import picture_format, write_picture
 from lad_pl.errors import UserError
 from lad_pl.files import atomic_write
 from lad_pl.prompts.template import identifiers
@@ -170,6 +166,8 @@ class ImageFolder:
             raise SkipItem(f"an image file is missing in {self.path}")
         name = Path(found[0]).as_posix()
         if name not in self._checked:
+            from lad_pl.data.images import open_image
+
             try:
                 open_image(self.path / name)
             except UserError as error:
@@ -185,9 +183,11 @@ class ImageFolder:
         """
         digest = hashlib.sha256(content).hexdigest()[:20]
         if digest not in self._stored:
-            name = f"{digest}.{_image_format(content)}"
-            with atomic_write(self.path / name) as partial:
-                partial.write_bytes(content)
+            kind = picture_format(content, decode=True)
+            if kind is None:
+                raise SkipItem("an embedded image cannot be read")
+            name = f"{digest}.{kind.lower()}"
+            write_picture(content, self.path / name)
             self._stored[digest] = name
         return self._stored[digest]
 
@@ -205,15 +205,6 @@ def store_image(image: Any, given: ImageFolder, embedded: ImageFolder) -> str:
     if not isinstance(path, str):
         raise SkipItem("an image that is neither a path nor embedded")
     return given.find(path)
-
-
-def _image_format(content: bytes) -> str:
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.load()
-            return str(image.format).lower()
-    except UNREADABLE as error:
-        raise SkipItem("an embedded image cannot be read") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- output
@@ -259,6 +250,8 @@ class AnnotationWriter:
         Raises:
             UserError: no item is left.
         """
+        from lad_pl.data.annotations import write_annotations
+
         left_out = sum(map(len, self._left_out.values()))
         reasons = sorted(self._left_out.items(), key=lambda reason: -len(reason[1]))
         told = [f"{len(names):,}: {reason} (first: {names[0]})" for reason, names in reasons]

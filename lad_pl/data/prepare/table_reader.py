@@ -13,6 +13,7 @@ from typing import Any
 import rich.progress
 
 from lad_pl.errors import UserError
+from lad_pl.files import read_json
 
 
 @dataclass
@@ -90,12 +91,7 @@ def _read_jsonl(path: Path) -> Rows:
 
 
 def _read_json(path: Path) -> Rows:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise
-        raise UserError(f"{path} is not valid JSON: {error}. One object per line? Name it .jsonl.") from error
+    entries = read_json(path, "One object per line? Name it .jsonl.")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{path} must hold a JSON list of objects.")
     return Rows(str(path), _keys(entries), len(entries), entries, "item", first=0)

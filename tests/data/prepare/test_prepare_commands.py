@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,14 @@ def test_every_command_explains_itself(arguments: list[str], capsys: pytest.Capt
         assert all(
             f"--{name}" in told for name in COMMANDS[arguments[1]].__annotations__ if name not in ("return", "options")
         )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What the commands compute with is imported when they run, so that --help answers at once."""
+    code = "import sys, lad_pl.data.prepare.commands, lad_pl.data.prepare.download; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"torch", "numpy", "PIL", "pyarrow", "datasets", "open_clip", "safetensors", "lightning", "transformers"}
+    assert not heavy.intersection(imported)
 
 
 def test_a_table_becomes_an_annotation_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
