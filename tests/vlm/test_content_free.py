@@ -214,7 +214,7 @@ def test_control_tokens_go_to_the_processor(qwen: Model, text: str, monkeypatch:
 def test_a_caption_before_the_images(qwen: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the images can be shared then: the processor is called, and the second pass is a whole one."""
     encoder = qwen.vlm.encoder(PROMPT)
-    turns = encoder._turns
+    turns = encoder.turns
     monkeypatch.setattr(
         encoder,
         "_turns",

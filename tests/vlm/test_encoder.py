@@ -194,7 +194,7 @@ def test_a_window_that_hides_an_image(
 
 
 def uncached(vlm: VisionLanguageModel, batch, prefix: tuple[int, ...]) -> torch.Tensor:
-    inputs = vlm._inputs(batch)
+    inputs = vlm.inputs(batch)
     more = torch.tensor([prefix] * len(batch), dtype=torch.long).reshape(len(batch), -1)
     for name, value in batch.tokens.items():
         fill = {"input_ids": more, "attention_mask": torch.ones_like(more)}.get(name, torch.zeros_like(more))
