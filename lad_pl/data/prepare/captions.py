@@ -27,12 +27,12 @@ _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images by name, relative to the image folder, with what people wrote about them and what they show."""
+    """Images by name, relative to the image folder, with their captions and the categories of their objects."""
 
     captions: dict[str, list[str]]
-    """Per image at least one caption; as written, in the file's order."""
+    """At least one caption per image, unchanged, in the file's order."""
     categories: Categories | None = None
-    """Per image the categories of its objects; images without objects may be absent. None: nothing is known."""
+    """Images without objects may be absent; None if the data set has no categories."""
     without_captions: tuple[str, ...] = ()
     """Images that the source lists without a caption."""
 
@@ -45,7 +45,13 @@ class CaptionedImages:
     def gather(
         cls, pairs: Iterable[tuple[str, str]], listed: Iterable[str] = (), categories: Categories | None = None
     ) -> CaptionedImages:
-        """From (name, caption) pairs; an image of ``pairs`` or ``listed`` with no caption but blanks has none."""
+        """Group (name, caption) pairs by image; blank captions do not count.
+
+        Args:
+            pairs: image names and captions.
+            listed: names of further images, which are reported if ``pairs`` has no caption for them.
+            categories: of the images, where they are known.
+        """
         captions: dict[str, list[str]] = {name: [] for name in listed}
         for name, caption in pairs:
             captions.setdefault(name, [])
@@ -89,7 +95,7 @@ def read_categories(path: str | Path) -> Categories:
         for image_id, category in _annotations(content, "category_id", names, path):
             found.setdefault(names[image_id], set()).add(category)
         return {name: frozenset(members) for name, members in found.items()}
-    content = content.get("file_to_catIds", content)  # the published pickle holds other tables beside it
+    content = content.get("file_to_catIds", content)  # one of several tables in the published pickle
     if not isinstance(content, dict):
         raise UserError(f"{path} must map image names to categories.")
     for name, members in content.items():
@@ -112,7 +118,7 @@ def _is_official(content: Mapping[str, Any]) -> bool:
 
 
 def _image_names(content: Mapping[str, Any], path: str | Path) -> dict[int | str, str]:
-    """File names by image id, each of both only once."""
+    """File names by image id; both must be unique."""
     images = [
         _fields(entry, ("id", "file_name"), f"{path}: images[{row}]") for row, entry in enumerate(content["images"])
     ]
@@ -177,7 +183,7 @@ def _columns(rows: list[list[str]], count: int, path: str | Path) -> Iterator[tu
     """(name, caption) from rows under a header: the first and the last of ``count`` columns."""
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != count:
-            raise UserError(f"{path}: line {number} has {len(row)} columns instead of {count}: {row}; mend the line.")
+            raise UserError(f"{path}: line {number} has {len(row)} columns instead of {count}: {row}; fix the line.")
         yield row[0].strip(), row[-1].strip()
 
 
@@ -222,10 +228,10 @@ def read_dataset(
 
     The caption column holds a text or a list of texts. The image column holds file names relative to ``images``; or,
     where ``images`` is None, the pictures themselves, which are then written to the folder ``written``, unless they
-    are there already. Rows with the same image belong together.
+    are there already. Rows with the same image are merged.
 
     Raises:
-        UserError: the data set cannot be had, lacks a column, or two pictures have one name.
+        UserError: the data set cannot be loaded, lacks a column, or two pictures have one name.
     """
     rows = read_rows(dataset, split, subset)
     rows.require(image_column, "the images: --image_column")
@@ -241,14 +247,14 @@ def read_dataset(
         else:
             name = _text(image, f"{where}: the image, a file name in {images},")
         listed.append(name)
-        # No caption at all is as good as an empty one: the image is reported as one without.
+        # None counts as an empty caption: the image is reported as one without.
         for text in texts if isinstance(texts, list) else [texts or ""]:
             pairs.append((name, _text(text, f"{where}: column '{caption_column}'")))
     return CaptionedImages.gather(pairs, listed)
 
 
 def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: str) -> str:
-    """Write an encoded picture as it is; one without a name is named by its content, so that copies are one image."""
+    """Write an encoded picture; one without a name is named by its content, so that copies are one image."""
     if isinstance(picture, bytes):
         picture = {"bytes": picture}
     if not isinstance(picture, dict):

@@ -217,14 +217,14 @@ def test_a_server_that_is_busy_for_a_moment(host: Host, tmp_path: Path) -> None:
 
 def test_wrong_bytes_are_named_and_deleted(host: Host, tmp_path: Path) -> None:
     host.files["/file.bin"] = b"<html>Please log in to the hotel's network</html>"
-    with pytest.raises(UserError, match=r"what came is not the published file \(49 bytes of sha256 .*was deleted"):
+    with pytest.raises(UserError, match=r"the download is not the published file \(49 bytes of sha256 .*was deleted"):
         get(host, tmp_path / "file.bin")
     assert not list(tmp_path.iterdir())
 
 
 def test_bytes_cut_off_by_a_host_that_gives_no_length(host: Host, tmp_path: Path) -> None:
     host.length, host.break_off_after = False, [1000]
-    with pytest.raises(UserError, match=r"what came is not the published file \(1,000 bytes"):
+    with pytest.raises(UserError, match=r"the download is not the published file \(1,000 bytes"):
         get(host, tmp_path / "file.bin")
     assert not (tmp_path / "file.bin").exists()
 
