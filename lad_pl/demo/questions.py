@@ -45,30 +45,30 @@ class Question:
     scenes: list[Scene]
     target: int
     """0-based position of the image that the caption describes."""
-    asked: str | None
-    """The attribute to name, which the caption withholds (content question); None for an index question."""
+    withheld: str | None
+    """The attribute to name, which the caption leaves out (content question); None for an index question."""
     template: int
 
     @property
     def text(self) -> str:
         """The user's text, without the images."""
         scene = self.scenes[self.target]
-        if self.asked is None:
+        if self.withheld is None:
             return INDEX_QUESTION.format(N=len(self.scenes), caption=scene.caption(self.template))
-        caption = TEMPLATES[self.template].format(**{**vars(scene), self.asked: WITHHELD})
-        return CONTENT_QUESTION.format(N=len(self.scenes), attribute=self.asked, caption=caption)
+        caption = TEMPLATES[self.template].format(**{**vars(scene), self.withheld: WITHHELD})
+        return CONTENT_QUESTION.format(N=len(self.scenes), attribute=self.withheld, caption=caption)
 
     @property
     def answer(self) -> str:
         """The correct answer's text, without the end of the turn."""
-        return str(self.target + 1) if self.asked is None else " " + getattr(self.scenes[self.target], self.asked)
+        return str(self.target + 1) if self.withheld is None else " " + getattr(self.scenes[self.target], self.withheld)
 
     @property
     def stated_words(self) -> list[int]:
         """For each attribute the index of the word that the caption states, or IGNORED."""
         scene = self.scenes[self.target]
         return [
-            IGNORED if attribute == self.asked else words.index(getattr(scene, attribute))
+            IGNORED if attribute == self.withheld else words.index(getattr(scene, attribute))
             for attribute, words in ATTRIBUTES.items()
         ]
 

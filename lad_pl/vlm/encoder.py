@@ -110,8 +110,8 @@ class PromptEncoder:
                 row, _, moved = self._process(item, permutation)
                 if moved.visual != tuple(blocks.visual[source] for source in permutation):
                     raise UserError(
-                        f"Sample {item.sample.id}: the processor gives an image another number of tokens in "
-                        "another place; this model family is not supported."
+                        f"Sample {item.sample.id}: the processor gives an image another number of tokens at "
+                        "another position; this model family is not supported."
                     )
             rows.append(row)
             positions.append(self.spans.positions(row["input_ids"], moved, self.prompt.spans))

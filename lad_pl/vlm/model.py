@@ -80,7 +80,7 @@ class VisionLanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """Device of the model's inputs."""
         placed = getattr(self.model, "hf_device_map", None)
         embeddings = self.model.get_input_embeddings()
         if placed is None:
@@ -222,7 +222,7 @@ class VisionLanguageModel:
         return {"image": features.shown(batch.image_rows.flatten().tolist())}
 
     def _suffix_inputs(self, batch: Batch, length: int) -> dict[str, Any]:
-        """Model inputs of the prompts' last tokens, which are plain text and follow a cache."""
+        """Keyword arguments for the prompts' last tokens, which are plain text and continue a cache."""
         return {
             "input_ids": batch.tokens["input_ids"][:, -length:],
             "attention_mask": batch.tokens["attention_mask"],
@@ -324,4 +324,4 @@ def _ends(parameter: Tensor) -> bytes:
 
 
 def _no_fields() -> None:
-    """Stands in for a position rule that needs no image fields."""
+    """Signature of ``get_rope_index`` for models that have none."""

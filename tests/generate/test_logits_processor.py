@@ -499,4 +499,4 @@ def test_tokens_follow_their_best_candidate() -> None:
     assert second[0].isinf().tolist() == [False, True, False, True]
     assert torch.equal(second[1], scores[1])  # complete
     third = candidate_logits(scores, torch.tensor([[2], [2]]), trie, log_probs)
-    assert torch.equal(third, scores)  # something else is being said
+    assert torch.equal(third, scores)  # the answer is no candidate

@@ -156,8 +156,8 @@ def test_options_of_the_image_processor(tiny_folder: Path, pictures: list[Image.
     small = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}}
     assert max(vlm.encoder(PromptSpec(image_size=None))([entry]).visual_tokens) > 2
     assert max(vlm.encoder(PromptSpec(image_size=None, images_kwargs=small))([entry]).visual_tokens) == 2
-    for mistake, told in (({"max_pixel_count": 3}, "max_pixel_count"), ({"do_resize": False}, "shape")):
-        with pytest.raises(UserError, match=rf"Sample 0: the model's processor refuses it: .*{told}"):
+    for mistake, message in (({"max_pixel_count": 3}, "max_pixel_count"), ({"do_resize": False}, "shape")):
+        with pytest.raises(UserError, match=rf"Sample 0: the model's processor refuses it: .*{message}"):
             vlm.encoder(PromptSpec(image_size=None, images_kwargs=mistake))([entry])
 
 

@@ -83,7 +83,7 @@ def test_evidence_equals_plain_eager_forwards(
 def test_candidates_of_several_tokens_equal_full_forwards(
     tiny_vlm: VisionLanguageModel, pictures: list[Image.Image], style: str, n: int
 ) -> None:
-    """Continuations share the prompt's cache; a full forward of prompt + prefix must say the same."""
+    """Continuations share the prompt's cache; a full forward of prompt + prefix must give the same."""
     encoder = tiny_vlm.encoder(PromptSpec(image_size=None, identifiers=style))
     trie = encoder.answer_trie(n)
     entries = [item(pictures, n, 2), item(pictures[::-1], n, 2, "Two giraffes in a room, with people looking.", 1)]

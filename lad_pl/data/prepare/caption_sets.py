@@ -155,16 +155,16 @@ def build_sets(
         pool_size: images to draw from, sampled from all usable ones; all if there are fewer.
         seed: of pool, anchors, random images and the order of the images.
         exclude: subset leaves out images with all of the anchor's categories, as the published code does; identical
-            only those with the same set of categories, as the paper says: harder, but more captions fit two images.
+            only those with the same set of categories, as in the paper: harder, but more captions fit two images.
         max_text_similarity: images whose caption is at least this similar to the anchor's are left out (cosine).
-        compat: published draws as the published code does, which draws anchors with repetition and anew for each file.
+        compat: published draws as the published code does, with repeated anchors, and other anchors in each file.
         image_prefix: written before the image names, such as data/val2014/ in the published files.
         missing_images: error stops at images without file or caption and at broken files; drop leaves them out.
         model: open_clip model; hf-hub:OWNER/NAME or local-dir:FOLDER (open_clip_config.json and weights) work as well.
         pretrained: open_clip's name of the weights, or a local checkpoint file (OpenAI's: with ViT-L-14-quickgelu).
         embeddings: folder that keeps the embeddings for later runs, also of an interrupted one; the folder embeddings
             in output if unset.
-        rebuild: delete stored embeddings of another model and compute them anew.
+        rebuild: delete stored embeddings of another model and compute them again.
         batch_size: images embedded at once.
         num_workers: processes that decode images; 0 does it in the main process.
 
@@ -308,7 +308,7 @@ def _annotations(
 def usable_images(source: CaptionedImages, folder: Path, missing_images: MissingImages) -> list[str]:
     """Sorted names of the images that have a caption, a file and, where categories are known, a category.
 
-    Prints what is left out. For an image without categories, nobody can tell which images show the same.
+    Prints what is left out. Without its categories, an image cannot be compared with others.
 
     Raises:
         UserError: images lack a caption or a file and are not to be dropped, or none is left.
@@ -326,7 +326,7 @@ def usable_images(source: CaptionedImages, folder: Path, missing_images: Missing
         print(f"Not used: {unlisted:,} files in {folder} that the captions do not name.")
     names = sorted(source.captions.keys() - set(missing))
     if source.categories is None:
-        print("No categories: only captions tell which images show the same.")
+        print("No categories: images that show the same are recognised by their captions only.")
     else:
         _leave_out([name for name in names if not source.categories.get(name)], "without a category", "drop")
         names = [name for name in names if source.categories.get(name)]

@@ -313,7 +313,7 @@ def _open_store(store: Path, manifest: Mapping[str, Any], rebuild: bool) -> None
     if shards and not rebuild:
         raise UserError(
             f"The embeddings in {store} are of another model ({difference}); name another folder with --embeddings, or "
-            "compute them anew with --rebuild true."
+            "compute them again with --rebuild true."
         )
     for shard in shards:
         shard.unlink()

@@ -9,7 +9,7 @@ from typing import Any
 
 from lad_pl.errors import UserError
 
-# Protocols below 3 call the module of the built-in types by its Python 2 name.
+# Protocols below 3 use the Python 2 name of the module builtins.
 _ALLOWED: dict[tuple[str, str], Any] = {
     **{
         (module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (set, frozenset, list, dict)

@@ -1,4 +1,4 @@
-"""MMIU, MuirBench and people's own tables, as small files in the published formats with noise for images."""
+"""MMIU, MuirBench and tables of one's own, as small files in the published formats with noise for images."""
 
 from __future__ import annotations
 
