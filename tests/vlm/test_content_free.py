@@ -216,7 +216,7 @@ def test_a_caption_before_the_images(qwen: Model, monkeypatch: pytest.MonkeyPatc
     turns = encoder.turns
     monkeypatch.setattr(
         encoder,
-        "_turns",
+        "turns",
         lambda images, text: [{**turn, "content": turn["content"][::-1]} for turn in turns(images, text)],
     )
     items = qwen.items(4, CAPTIONS[:2])
