@@ -19,7 +19,6 @@ from torch import Tensor
 from lad_pl import PromptSpec, UserError, VisionLanguageModel, VLMSpec
 from lad_pl.data.permutations import random_permutations
 from lad_pl.types import Batch, Evidence, PermutedSample, Sample
-from lad_pl.vlm.capture import AttentionMass
 from lad_pl.vlm.content_free import SharedPrefix, swap_text
 from lad_pl.vlm.encoder import PromptEncoder
 
@@ -220,10 +219,10 @@ def test_control_tokens_go_to_the_processor(qwen: Model, text: str, monkeypatch:
 def test_a_caption_before_the_images(qwen: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the images can be shared then: the processor is called, and the second pass is a whole one."""
     encoder = qwen.vlm.encoder(PROMPT)
-    turns = encoder._turns
+    turns = encoder.turns
     monkeypatch.setattr(
         encoder,
-        "_turns",
+        "turns",
         lambda images, text: [{**turn, "content": turn["content"][::-1]} for turn in turns(images, text)],
     )
     items = qwen.items(4, CAPTIONS[:2])
@@ -256,16 +255,3 @@ def test_text_is_swapped_only_where_the_tokens_agree() -> None:
     assert swap_text(row([5, 9, 9, 9, 1, 8, 3, 7]), 4, rendered, other) is None  # the processor wrote something else
     assert swap_text(row(ids, [0, 1, 1, 1, 0, 0, 0, 2]), 4, rendered, other) is None  # which kind would a new token be?
     assert swap_text(row(ids), 4, rendered, [6, *other[1:]]) is None
-
-
-def test_keys_that_a_cache_has_dropped_count_as_unseen() -> None:
-    """Image 0 in tokens 0-1, image 1 in 2-3, and only the last three of five keys are left."""
-    spans = torch.tensor([[[1, 0], [1, 0], [0, 1], [0, 1], [0, 0]]]).float()
-    weights = torch.tensor([0.25, 0.25, 0.5]).reshape(1, 1, 1, 3)
-    mass = AttentionMass([0], spans)
-    mass.add(0, weights, None)
-    with pytest.raises(UserError, match="does not see the whole of image 1:"):
-        mass.stacked()
-    mass = AttentionMass([0], spans[:, :, 1:])
-    mass.add(0, weights, None)
-    assert mass.stacked().tolist() == [[[[0.5]]]]
