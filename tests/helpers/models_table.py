@@ -43,7 +43,9 @@ def write(measured: Measured) -> None:
     """Put the table between its marks in the page, if every family has been measured."""
     missing = [family.name for family in FAMILIES if family.name not in measured]
     if missing:
-        raise SystemExit(f"The table of docs/models.md is left as it is: {', '.join(missing)} not measured in this run.")
+        raise SystemExit(
+            f"The table of docs/models.md is left as it is: {', '.join(missing)} not measured in this run."
+        )
     text = PAGE.read_text()
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     PAGE.write_text(f"{text[:start]}\n{table(measured)}\n{text[end:]}")
