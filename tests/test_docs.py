@@ -89,9 +89,7 @@ def commands() -> tuple[Command, ...]:
     for page in PAGES:
         in_text = re.findall(r"(?<!`)`(python -m [^`]+)`", _FENCED.sub("", text_of(page)))
         complete = [line for line in in_text if "..." not in line and not re.fullmatch(r"python -m lad_pl \w+", line)]
-        scripts = [
-            block for block in blocks(page) if re.search(rf"^(\.venv/bin/)?({'|'.join(_PROGRAMS)}) ", block, re.M)
-        ]
+        scripts = [block for block in blocks(page) if re.search(rf"(^|[\s/])({'|'.join(_PROGRAMS)}) ", block)]
         for script in (*scripts, *complete):
             found += [Command(page, words) for words in _recorded(script)]
     return tuple(dict.fromkeys(found))
