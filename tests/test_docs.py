@@ -82,13 +82,21 @@ def blocks(page: str, language: str = "") -> list[str]:
     return [block for kind, block in _FENCED.findall(text_of(page)) if kind == language]
 
 
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 @cache
 def commands() -> tuple[Command, ...]:
     """What a shell would run of the fenced blocks, and the complete commands in the text: each once."""
     found = []
     for page in PAGES:
         in_text = re.findall(r"(?<!`)`(python -m [^`]+)`", _FENCED.sub("", text_of(page)))
-        complete = [line for line in in_text if "..." not in line and not re.fullmatch(r"python -m lad_pl \w+", line)]
+        complete = [
+            line
+            for line in map(_one_line, in_text)
+            if "..." not in line and not re.fullmatch(r"python -m lad_pl \w+", line)
+        ]
         scripts = [block for block in blocks(page) if re.search(rf"(^|[\s/])({'|'.join(_PROGRAMS)}) ", block)]
         for script in (*scripts, *complete):
             found += [Command(page, words) for words in _recorded(script)]
