@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses auto --durations 15
 
-## models: measure every model family again and write the README's table of models
+## models: measure every model family again and write the table of docs/models.md
 models: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest tests/vlm/test_families.py --write-models-table
 

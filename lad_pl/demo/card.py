@@ -1,4 +1,4 @@
-"""The model card: README.md of the model folder, written from the figures that training noted."""
+"""The model card: README.md of the model folder, written from the figures that training recorded."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ pipeline_tag: image-text-to-text
 library_name: transformers
 ---
 
-# demo-vlm: a tiny VLM that looks right and answers wrong
+# demo-vlm: a tiny VLM whose attention is correct and whose answers are biased
 
 A vision-language model of 1.3 million parameters (class `Qwen2_5_VLForConditionalGeneration`, float16) that
 is shown N pictures and a caption and answers with the number of the picture that fits. It was trained from
 scratch on rendered scenes, on a CPU, by a script of this project, so that `lad_pl` can be tried offline in a
-minute. It knows nothing but its 5,760 scenes; published VLMs are what the tool is for.
+minute. It has learnt nothing but its 5,760 scenes; the tool is meant for published VLMs.
 
 ## Where its position bias comes from
 
-From the training data: in the last phase of training the right picture stands mostly first, often last and
+From the training data: in the last phase of training the correct picture is mostly first, often last and
 seldom in between (`skewed_positions` in `lad_pl/demo/questions.py`). Nothing is added at test time, no weight
 was edited after training, and attention is not supervised: no loss reads an attention weight. The control
-below is the same training with the right picture at every position equally often.
+below is the same training with the correct picture at every position equally often.
 
 ## Figures
 
-The right picture is a combination of attributes that training never showed; {samples} samples per set, each
+The correct picture is a combination of attributes that training never showed; {samples} samples per set, each
 under 5 permutations of its images. *Vanilla* is the accuracy of the model's own answer, *RStd* the standard
 deviation over positions of the recall at that position, *raw attention* the accuracy of choosing the picture
 that the last prompt token attends to most (per prompt the two of the layers 1-3, counted from 0, with the
@@ -51,12 +51,12 @@ shared with other programs; seed {seed}:
 
 1. **Vision** ({vision:.1f} min): every visual token and their mean name the six attributes of a picture,
    against the language model's word embeddings. Of unseen combinations {vision_accuracy:.1f} % are named
-   right in all six. Then the tower's output is scaled down and the tower is frozen.
-2. **Phase A** ({phase_a:.1f} min): 2-4 pictures; index questions with the right picture at uniform
-   positions, and questions for a word of the picture that fits. An auxiliary loss on the text has the last
-   prompt token know the caption's words after two layers, and in half of the questions the prompt tokens
-   before it cannot see the pictures (in training only): so it is the last prompt token that looks the
-   picture up.
+   correctly in all six. Then the tower's output is scaled down and the tower is frozen.
+2. **Phase A** ({phase_a:.1f} min): 2-4 pictures; index questions with the correct picture at uniform
+   positions, and questions for a word of the picture that fits. An auxiliary loss on the text makes the
+   last prompt token predict the caption's words after two layers, and in half of the questions the prompt
+   tokens before it cannot attend to the pictures (in training only): so it is the last prompt token that
+   finds the picture.
 3. **Phase B** ({phase_b:.1f} min): 2-12 pictures; index questions with skewed positions, and word questions.
 
 ```
@@ -86,12 +86,12 @@ _CONTROL = """\
 
 ## Control
 
-Phase B with the right picture at uniform positions, everything else equal:
+Phase B with the correct picture at uniform positions, everything else equal:
 
 {table}
-At N=4 nearly all of the bias is gone. With more pictures a model so small and so briefly trained is not
-sure of the numbers far from the start, and in the control too it names some positions far better than
-others: there, a part of the bias is the small model's own and not due to the skew.
+At N=4 nearly all of the bias is gone. With more pictures a model so small and so briefly trained is
+uncertain of the numbers far from the start, and the control too names some positions far better than
+others: there, a part of the bias is due to the small model and not to the skew.
 """
 
 

@@ -1,4 +1,4 @@
-"""The README's table of models, from what the tests of the families measured."""
+"""The table of docs/models.md, from what the tests of the families measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from families import FAMILIES, UNSUPPORTED
 from paths import ROOT
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- models: begin (written by `make models`) -->", "<!-- models: end -->"
 COLUMNS = {
     "sdpa": ("mass, sdpa",),
@@ -21,10 +21,10 @@ COLUMNS = {
     "Roman": ("candidates, roman, N = 8",),
 }
 
-MethodOutput = Mapping[str, Mapping[str, float]]
+Measured = Mapping[str, Mapping[str, float]]
 
 
-def table(measured: MethodOutput) -> str:
+def table(measured: Measured) -> str:
     """Markdown: one row per family, with the largest error of every check as a power of ten above it."""
     lines = [
         " | ".join(["model_type", "class", "for example", *COLUMNS, "what is particular"]),
@@ -39,19 +39,21 @@ def table(measured: MethodOutput) -> str:
     return "\n".join([*(f"| {line} |" for line in lines), "", "Not supported, and why:", "", *refused])
 
 
-def write(measured: MethodOutput) -> None:
-    """Put the table between its marks in the README, if every family has been measured."""
+def write(measured: Measured) -> None:
+    """Put the table between its marks in the page, if every family has been measured."""
     missing = [family.name for family in FAMILIES if family.name not in measured]
     if missing:
-        raise SystemExit(f"The README's table is left as it is: {', '.join(missing)} not measured in this run.")
-    text = README.read_text()
+        raise SystemExit(
+            f"The table of docs/models.md is left as it is: {', '.join(missing)} not measured in this run."
+        )
+    text = PAGE.read_text()
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    README.write_text(f"{text[:start]}\n{table(measured)}\n{text[end:]}")
+    PAGE.write_text(f"{text[:start]}\n{table(measured)}\n{text[end:]}")
 
 
 def listed() -> tuple[list[str], list[str]]:
-    """The model types that the README lists as supported and as not supported."""
-    text = README.read_text()
+    """The model types that the page lists as supported and as not supported."""
+    text = PAGE.read_text()
     between = text[text.index(BEGIN) : text.index(END)]
     return tuple(re.findall(pattern, between, re.MULTILINE) for pattern in (r"^\| `(\w+)` ", r"^- `(\w+)`: "))
 
