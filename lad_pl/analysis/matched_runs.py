@@ -1,4 +1,4 @@
-"""Two runs' answers to the same prompts, side by side."""
+"""The answers of two runs, matched prompt by prompt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Answers:
 
     @cached_property
     def targets(self) -> Tensor:
-        """(G, T) position of the right image."""
+        """(G, T) position of the correct image."""
         return self._shaped([record["target"] for record in self.records])
 
     def choices(self, method: str) -> Tensor:
@@ -58,7 +58,7 @@ def answers_of(run: StoredRun) -> Answers:
     """All answers of a run.
 
     Raises:
-        UserError: the run is not finished, or nobody knows the right answers.
+        UserError: the run is not finished, or nobody knows the correct answers.
     """
     samples = _samples(run)
     if len({len(prompts) for prompts in samples.values()}) > 1:
@@ -79,7 +79,7 @@ def matched_answers(first: StoredRun, second: StoredRun, shared: bool = False) -
 
     Raises:
         UserError: the prompts are not the same ones and ``shared`` is not set; no sample is shared; or the runs do not
-            agree on a right answer.
+            agree on a correct answer.
     """
     ours, theirs = _samples(first), _samples(second)
     whole = [question for question, prompts in ours.items() if prompts.keys() == theirs.get(question, {}).keys()]
@@ -89,7 +89,7 @@ def matched_answers(first: StoredRun, second: StoredRun, shared: bool = False) -
     for one, other in pairs:
         if one["target"] != other["target"]:
             raise UserError(
-                f"Sample {one['id']}: {first.path} and {second.path} do not agree which image is right; were the "
+                f"Sample {one['id']}: {first.path} and {second.path} do not agree which image is correct; were the "
                 "annotations changed?"
             )
     return tuple(  # type: ignore[return-value]  # two
@@ -103,7 +103,7 @@ def _samples(run: StoredRun) -> dict[Question, dict[Order, Record]]:
     samples: dict[Question, dict[Order, Record]] = {}
     for record in run.records():
         if record["target"] is None:
-            raise UserError(f"{run.path} holds predictions whose right answers nobody knows; compare runs of test.")
+            raise UserError(f"{run.path} holds predictions whose correct answers nobody knows; compare runs of test.")
         images = record["images"]
         question = (record["id"], record["caption"], tuple(sorted(images)))
         samples.setdefault(question, {})[tuple(images[index] for index in record["permutation"])] = record
@@ -119,7 +119,7 @@ def _unlike(
     theirs: Mapping[Question, Mapping[Order, Record]],
     whole: int,
 ) -> str:
-    """What to say where the prompts are not the same ones."""
+    """The error message where the prompts are not the same ones."""
     prompts = sum(len(orders.keys() & theirs.get(question, {}).keys()) for question, orders in ours.items())
     asked = [sum(map(len, samples.values())) for samples in (ours, theirs)]
     found = (

@@ -77,8 +77,8 @@ def test_two_runs_are_compared_readout_by_readout(run_a: Path, run_b: Path) -> N
             assert paired.b == pytest.approx(stored(run_b, method.name)[name])
             assert paired.difference.mean == pytest.approx(paired.b - paired.a)
             assert paired.difference.low <= paired.difference.mean <= paired.difference.high
-        right = [tuple(r["choices"][method.name] == r["target"] for r in pair) for pair in pairs]
-        assert (method.worse, method.better) == (right.count((True, False)), right.count((False, True)))
+        correct = [tuple(r["choices"][method.name] == r["target"] for r in pair) for pair in pairs]
+        assert (method.worse, method.better) == (correct.count((True, False)), correct.count((False, True)))
         differing += method.worse + method.better
     assert differing > 10
     assert comparison.settings == {
@@ -138,9 +138,9 @@ def test_runs_that_cannot_be_compared(run_a: Path, changed, tmp_path: Path) -> N
         compare([run_a, fewer], shared=True)
     with pytest.raises(UserError, match="share no prompt"):
         compare([run_a, changed(lambda records: [{**record, "id": "x" + record["id"]} for record in records])])
-    with pytest.raises(UserError, match=r"Sample test-0: .* do not agree which image is right"):
+    with pytest.raises(UserError, match=r"Sample test-0: .* do not agree which image is correct"):
         compare([run_a, changed(lambda records: [{**records[0], "target": 3 - records[0]["target"]}, *records[1:]])])
-    with pytest.raises(UserError, match="right answers nobody knows"):
+    with pytest.raises(UserError, match="correct answers nobody knows"):
         compare([run_a, changed(lambda records: [{**record, "target": None} for record in records])])
     with pytest.raises(UserError, match="holds no predictions"):
         compare([run_a, changed(lambda records: [])])
@@ -151,7 +151,7 @@ def test_runs_that_cannot_be_compared(run_a: Path, changed, tmp_path: Path) -> N
 
 
 def test_an_unreadable_answer_is_wrong_and_no_image(run_a: Path, changed) -> None:
-    """Sample 0's answers all become unreadable: it cannot be right, nor consistent."""
+    """Sample 0's answers all become unreadable: it cannot be correct, nor consistent."""
 
     def muted(records: list[Record]) -> list[Record]:
         for record in records[:5]:
@@ -245,8 +245,8 @@ def test_rstd_differences_against_a_plain_bootstrap() -> None:
     b = torch.rand(60, 5, generator=generator) < 0.7
     paired = rstd_differences([(a, b), (b, b)], targets, 4, draws=4000, seed=0)
 
-    def rstd(right: torch.Tensor, rows: Any) -> float:
-        recalls = [right[rows][targets[rows] == position].double().mean().item() for position in range(4)]
+    def rstd(correct: torch.Tensor, rows: Any) -> float:
+        recalls = [correct[rows][targets[rows] == position].double().mean().item() for position in range(4)]
         return float(np.std(recalls, ddof=1))
 
     draws = np.random.default_rng(99)
@@ -266,6 +266,6 @@ def test_rstd_differences_against_a_plain_bootstrap() -> None:
 
 
 def test_rstd_without_two_positions_is_undefined() -> None:
-    right, targets = torch.ones(6, 1).bool(), torch.zeros(6, 1).long()
-    paired = rstd_differences([(right, right)], targets, 4, draws=50, seed=0)[0]
+    correct, targets = torch.ones(6, 1).bool(), torch.zeros(6, 1).long()
+    paired = rstd_differences([(correct, correct)], targets, 4, draws=50, seed=0)[0]
     assert np.isnan([paired.a, paired.b, paired.difference.mean, paired.difference.low, paired.difference.p]).all()
