@@ -209,3 +209,15 @@ def test_masses_of_the_top_layers_and_of_others_in_the_same_layers() -> None:
         assert torch.equal(masses[row], attention[row, layers])
         assert torch.equal(others[row], other[row, layers])
         assert torch.equal(priors[row], prior[layers])
+
+
+def test_every_readout_becomes_a_probability_in_its_own_way() -> None:
+    settings = ReadoutSettings(temperature=5.0)
+    mass = torch.tensor([0.3, 0.1, 0.2])
+    for name in READOUTS:
+        assert log_probabilities(name, mass, settings).exp().sum() == pytest.approx(1)
+    torch.testing.assert_close(log_probabilities("raw_attention", mass, settings).exp(), mass / 0.6)
+    torch.testing.assert_close(log_probabilities("purified_attention", mass / 0.6, settings).exp(), mass / 0.6)
+    torch.testing.assert_close(log_probabilities("agd", mass.log(), settings).exp(), mass / 0.6)
+    torch.testing.assert_close(log_probabilities("head_information", mass, settings), (5 * mass).log_softmax(0))
+    assert torch.isfinite(log_probabilities("raw_attention", torch.tensor([0.0, 1.0]), settings)).all()

@@ -32,7 +32,6 @@ from lad_pl.analysis.report.profiles import (
     reliability,
 )
 from lad_pl.analysis.report.reported_run import read_run
-from lad_pl.analysis.table import Table
 from lad_pl.cli.commands import run_command
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import read_prompts
@@ -166,21 +165,6 @@ def test_the_gallery_takes_every_kind_in_turn():
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
-
-
-def test_tables_escape_what_their_languages_take_for_commands():
-    nasty = r"50% of a_b & {c} #1 \x ~ ^ $y$ | *z*"
-    table = Table("t", ("method", "value"), [(nasty, "1 ± 2")], nasty, records=[{"method": nasty, "value": 1.5}],
-                  best=frozenset({(0, 1)}))  # fmt: skip
-    latex = table.latex()
-    row = next(line for line in latex.splitlines() if line.startswith("50"))
-    escaped = (
-        r"50\% of a\_b \& \{c\} \#1 \textbackslash{}x \textasciitilde{} \textasciicircum{} \$y\$ | *z*"
-        r" & \textbf{1 $\pm$ 2} \\"
-    )
-    assert row == escaped and r"\caption{" + escaped.split(" & ")[0] + "}" in latex
-    assert r"\| \*z\*" in table.markdown() and "**1 ± 2**" in table.markdown()
-    assert list(csv.DictReader(table.csv().splitlines())) == [{"method": nasty, "value": "1.5"}]
 
 
 def test_files_lie_beside_the_page(page):

@@ -82,8 +82,14 @@ def by_itself(
 
 
 @pytest.mark.parametrize(
-    ("readout", "batch"), [*((name, "calibration") for name in READOUTS), ("batch_calibration", "test")]
+    ("readout", "batch"),
+    [
+        *((name, "calibration") for name in (*READOUTS, "half_half", "mean_attention")),
+        ("batch_calibration", "test"),
+        ("half_half", "test"),
+    ],
 )
+@pytest.mark.usefixtures("own_readouts")
 def test_every_setting_equals_calibrating_and_reading_out_by_itself(
     run: StoredRun, readout: str, batch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

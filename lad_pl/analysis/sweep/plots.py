@@ -22,7 +22,7 @@ _RECIPES = (
     ("reference", "recipe reference", "o", True, -0.13),
     ("paper", "recipe paper", "o", False, 0.13),
 )
-_CAPTION_WIDTH = 110  # characters
+_CAPTION_WIDTH = 104  # characters
 _LEAST_RANGE = 20.0  # points of accuracy that an axis shows, so that noise does not look like an effect
 
 
