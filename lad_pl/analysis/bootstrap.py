@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lad_pl.metrics import nanstd
+
 _DRAWS_AT_A_TIME = 500
 
 
@@ -46,7 +48,7 @@ class Paired:
 def paired_bootstrap(correct_a: Tensor, correct_b: Tensor, draws: int = 10_000, seed: int = 0) -> Difference:
     """Paired bootstrap over samples of the difference of two accuracies, A less B.
 
-    A sample's T permutations ask one question T times, so they are drawn together (a cluster bootstrap). All that
+    A sample's T permutations are one question T times, so they are drawn together (a cluster bootstrap). All that
     counts of a sample is d, how many of its T prompts A answers correctly more than B, and d has few values:
     resampling G samples with replacement is a multinomial draw of G over the histogram of d. The interval is the
     percentile interval; p is the smallest level at which it would leave out zero, 2 min(P(mean <= 0), P(mean >= 0)),
@@ -59,7 +61,7 @@ def paired_bootstrap(correct_a: Tensor, correct_b: Tensor, draws: int = 10_000, 
     Args:
         correct_a: (G, T) whether A answers each prompt of G samples correctly.
         correct_b: (G, T) the same for B, prompt by prompt.
-        draws: how many times the samples are drawn anew.
+        draws: how many times the samples are resampled.
         seed: of the draws.
 
     Raises:
@@ -85,7 +87,7 @@ def rstd_differences(
         correct: pairs of (G, T): whether A, and whether B, answers each prompt correctly.
         targets: (G, T) position of the correct image.
         num_candidates: N.
-        draws: how many times the samples are drawn anew.
+        draws: how many times the samples are resampled.
         seed: of the draws.
 
     Returns:
@@ -93,36 +95,27 @@ def rstd_differences(
         fewer than two positions held the correct image, or one sample is all there is.
     """
     at = torch.nn.functional.one_hot(targets, num_candidates)
-    flat = [side for pair in correct for side in pair]
-    hits = torch.stack([(at * side[:, :, None]).sum(1) for side in flat], 1).double().numpy()  # (G, 2 R, N)
-    asked = at.sum(1).double().numpy()
+    sides = [side for pair in correct for side in pair]
+    hits = torch.stack([(at * side[:, :, None]).sum(1) for side in sides], 1).double()  # (G, 2 R, N)
+    asked = at.sum(1).double()  # (G, N)
     num_samples = len(asked)
-    observed = _spread(hits.sum(0), asked.sum(0)[None])
+    observed = nanstd(hits.sum(0) / asked.sum(0))
     generator = np.random.default_rng(seed)
     drawn = []
     for start in range(0, draws, _DRAWS_AT_A_TIME):
         size = min(_DRAWS_AT_A_TIME, draws - start)
-        weights = generator.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size)
-        drawn.append(_spread(np.tensordot(weights.astype(float), hits, 1), (weights @ asked)[:, None]))
-    spread = np.concatenate(drawn)
+        counts = generator.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size)
+        weights = torch.from_numpy(counts).double()
+        drawn.append(nanstd(torch.tensordot(weights, hits, 1) / (weights @ asked)[:, None]))
+    spread = torch.cat(drawn)
     return [
         Paired(
             float(observed[r]),
             float(observed[r + 1]),
-            _difference(float(observed[r + 1] - observed[r]), spread[:, r + 1] - spread[:, r], num_samples),
+            _difference(float(observed[r + 1] - observed[r]), (spread[:, r + 1] - spread[:, r]).numpy(), num_samples),
         )
-        for r in range(0, len(flat), 2)
+        for r in range(0, len(sides), 2)
     ]
-
-
-def _spread(hits: Any, asked: Any) -> Any:
-    """Standard deviation (ddof 1) over the last axis of hits / asked, leaving out positions that were not asked."""
-    seen = np.broadcast_to(asked > 0, hits.shape)
-    recall = np.where(seen, hits / np.maximum(asked, 1), 0)
-    count = seen.sum(-1)
-    mean = recall.sum(-1) / np.maximum(count, 1)
-    squares = (np.where(seen, recall - mean[..., None], 0) ** 2).sum(-1)
-    return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
 
 
 def _difference(mean: float, drawn: Any, num_samples: int) -> Difference:

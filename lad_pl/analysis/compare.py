@@ -18,9 +18,9 @@ def compare(
     draws: int = 10_000,
     seed: int = 0,
 ) -> Any:
-    """Say whether one run, or one readout, is better than another by more than chance.
+    """Test whether one run, or one readout, is better than another by more than chance.
 
-    Two run folders are compared readout by readout, on the prompts that both were asked. Of one run folder, the first
+    Two run folders are compared readout by readout, on the prompts that both have. Of one run folder, the first
     of ``readouts`` is compared with each of the others.
 
     Args:
@@ -29,14 +29,14 @@ def compare(
         shared: compare on the samples that the two runs share, where they do not share all.
         stage: test, or validate.
         out: file for the comparison as well: .md, .csv, .tex or .json.
-        draws: how many times the bootstrap draws the samples anew.
-        seed: of the draws.
+        draws: how many times the bootstrap resamples the samples.
+        seed: of the bootstrap.
 
     Returns:
         The lad_pl.analysis.comparison.Comparison that is printed.
 
     Raises:
-        UserError: the runs were not asked the same prompts, or a readout is not there.
+        UserError: the runs do not have the same prompts, or a readout is not in them.
     """
     if stage not in ("test", "validate"):
         raise UserError(f"stage is '{stage}'; choose test or validate.")

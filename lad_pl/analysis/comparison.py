@@ -121,7 +121,7 @@ def compare_runs(
     """Compare two runs, or readouts of one; the arguments are those of :func:`lad_pl.analysis.compare.compare`.
 
     Raises:
-        UserError: the runs were not asked the same prompts, or a readout is not there.
+        UserError: the runs do not have the same prompts, or a readout is not in them.
     """
     if len(runs) == 1:
         first = second = answers_of(runs[0])

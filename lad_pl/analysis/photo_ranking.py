@@ -42,13 +42,13 @@ def rank_photos(
         prompts.setdefault(record["id"], []).append(record)
     rankings = []
     for number, caption in enumerate(data.captions):
-        asked = [prompts[f"{number}-{group}"] for group in range(len(data.groups))]
+        by_group = [prompts[f"{number}-{group}"] for group in range(len(data.groups))]
         probabilities, agreement = {}, {}
-        for readout in asked[0][0]["scores"]:
-            by_group = torch.stack([_by_photo(group, readout, settings) for group in asked])  # (G, T, N)
-            merged = by_group.mean(1).log_softmax(-1)
+        for readout in by_group[0][0]["scores"]:
+            log_probs = torch.stack([_by_photo(group, readout, settings) for group in by_group])  # (G, T, N)
+            merged = log_probs.mean(1).log_softmax(-1)
             probabilities[readout] = strengths(data.groups, merged, len(data.photos)).exp().tolist()
-            first = by_group.argmax(-1) == merged.argmax(-1)[:, None]
+            first = log_probs.argmax(-1) == merged.argmax(-1)[:, None]
             agreement[readout] = float(first.double().mean())
         order = sorted(range(len(data.photos)), key=lambda photo: -probabilities[rank_by][photo])
         photos = [

@@ -1,4 +1,4 @@
-"""How good and how position-biased a set of choices is: plain functions on counts, and torchmetrics of the same.
+"""Accuracy and position bias of a set of choices: plain functions on counts, and torchmetrics of the same.
 
 Every sample is shown under T permutations. A choice is a position; the image that stands there is found through the
 permutation. All statistics are sums of counts, so parts and processes add up exactly.
@@ -16,6 +16,7 @@ from lad_pl.metrics.counts import (
     accuracy_per_permutation,
     count,
     finite,
+    nanstd,
     recall_by_position,
     recall_std,
     same_image,
@@ -51,6 +52,7 @@ __all__ = [
     "accuracy_per_permutation",
     "count",
     "finite",
+    "nanstd",
     "position_metrics",
     "recall_by_position",
     "recall_std",

@@ -16,7 +16,7 @@ UNREADABLE = -1
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over samples and permutations; those of parts add up to those of the whole."""
+    """Sums over samples and permutations: the counts of two parts add up to those of both."""
 
     confusion: Tensor
     """(..., N, N) prompts by true position (row) and chosen position (column)."""
@@ -33,11 +33,10 @@ class Counts:
 
 
 def count(choices: Tensor, targets: Tensor, permutations: Tensor) -> Counts:
-    """Count what was chosen for whole samples.
+    """Count the choices of G samples under T permutations each.
 
     Args:
-        choices: (..., G, T) chosen position of G samples under T permutations; :data:`UNREADABLE` is wrong, and no
-            image.
+        choices: (..., G, T) chosen positions; :data:`UNREADABLE` is wrong, and no image.
         targets: (G, T) position of the correct image.
         permutations: (G, T, N) original index of the image at each position.
     """
@@ -94,11 +93,11 @@ def recall_std(confusion: Tensor, unreadable: Tensor | int = 0) -> Tensor:
     >>> recall_std(torch.tensor([[4, 0], [2, 2]]))
     tensor(0.3536, dtype=torch.float64)
     """
-    return _std(recall_by_position(confusion, unreadable))
+    return nanstd(recall_by_position(confusion, unreadable))
 
 
-def _std(values: Tensor) -> Tensor:
-    """Standard deviation (ddof 1) over the last axis, without NaN values; NaN for fewer than two."""
+def nanstd(values: Tensor) -> Tensor:
+    """Standard deviation (ddof 1) over the last axis, leaving out NaN; NaN for fewer than two values."""
     known = (~values.isnan()).sum(-1)
     squares = (values - values.nanmean(-1, keepdim=True)).square().nansum(-1)
     return (squares / (known - 1)).sqrt().masked_fill(known < 2, torch.nan)
@@ -109,7 +108,7 @@ def _accuracy(counts: Counts) -> Tensor:
 
 
 def _accuracy_std(counts: Counts) -> Tensor:
-    return _std(accuracy_per_permutation(counts.correct, counts.num_samples))
+    return nanstd(accuracy_per_permutation(counts.correct, counts.num_samples))
 
 
 def _success_rate(counts: Counts) -> Tensor:

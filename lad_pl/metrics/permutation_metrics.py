@@ -35,7 +35,7 @@ class PermutationMetric(Metric):
             self.add_state(field.name, default=getattr(none, field.name), dist_reduce_fx="sum")
 
     def update(self, choices: Tensor, targets: Tensor, permutations: Tensor) -> None:
-        """Count the prompts of whole samples.
+        """Count the choices of G samples under T permutations each.
 
         Args:
             choices: (G, T) chosen position of G samples under T permutations; :data:`~lad_pl.metrics.UNREADABLE` is

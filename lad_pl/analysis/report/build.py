@@ -26,7 +26,7 @@ def write_report(
         first: the run that is shown in full.
         others: the runs that it is compared with.
         gallery: how many samples are shown with their images; 0 for none.
-        images: folder of the images; where the run says, if None.
+        images: folder of the images; the one recorded in the run if None.
     """
     with style():
         results = results_table(first)

@@ -18,7 +18,7 @@ def report(
     """Show what a run found: one HTML page, with its figures (PNG, SVG) and tables (Markdown, CSV, LaTeX) beside it.
 
     The page needs no network and can be sent as one file. Of several runs the first is shown in full, and compared
-    with the others: accuracy by the number of images, and where they were asked the same, prompt by prompt.
+    with the others: accuracy by the number of images, and prompt by prompt where their prompts are the same.
 
     Args:
         runs: run folders of finished tests.

@@ -44,7 +44,7 @@ def make_gallery(run: ReportedRun, size: int, folder: Path | None) -> Gallery:
     Args:
         run: the run.
         size: how many samples at most, each under all its permutations.
-        folder: of the images; where the run says, if None.
+        folder: of the images; the one recorded in the run if None.
     """
     stored = run.report.get("images")
     folder = folder if folder is not None or stored is None else Path(stored)
@@ -52,9 +52,9 @@ def make_gallery(run: ReportedRun, size: int, folder: Path | None) -> Gallery:
     num_permutations = run.prompts.num_permutations
     first_rows = [sample * num_permutations for sample in chosen]
     pictures = thumbnails((name for row in first_rows for name in run.records[row]["images"]), folder)
-    place = {name: number for number, name in enumerate(pictures)}
+    number_of = {name: number for number, name in enumerate(pictures)}
     samples = [
-        {"id": record["id"], "caption": record["caption"], "images": [place[name] for name in record["images"]]}
+        {"id": record["id"], "caption": record["caption"], "images": [number_of[name] for name in record["images"]]}
         for record in (run.records[row] for row in first_rows)
     ]
     prompts = [

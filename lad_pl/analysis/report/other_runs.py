@@ -89,7 +89,7 @@ def _runs_plot(runs: Sequence[ReportedRun]) -> Plot:
 
 
 def _between_runs(first: ReportedRun, others: Sequence[ReportedRun]) -> Table:
-    """Differences between runs that were asked the same prompts, method by method."""
+    """Differences between runs of the same prompts, method by method."""
     found = [
         (name, run, paired_bootstrap(run.correct(name), first.correct(name)))
         for run in others

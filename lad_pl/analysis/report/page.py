@@ -87,7 +87,7 @@ def _facts(run: ReportedRun) -> dict[str, str]:
 
 
 def _versions(run: ReportedRun) -> Mapping[str, str]:
-    """The libraries that the run was made with, where run.json says so."""
+    """The versions of the libraries that the run was made with, where run.json records them."""
     try:
         recorded = json.loads((run.run.path / "run.json").read_text(encoding="utf-8"))
         return dict(recorded[run.run.folder.predictions(run.run.stage).name]["versions"])

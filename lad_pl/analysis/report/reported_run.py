@@ -80,10 +80,10 @@ class ReportedRun:
         return (self.choices[method] == self.prompts.targets).view(-1, self.prompts.num_permutations)
 
     def same_prompts(self, other: ReportedRun) -> bool:
-        """Whether another run was asked the same: captions, images and orders, prompt by prompt."""
-        asked = ("caption", "images", "permutation", "target")
+        """Whether another run has the same prompts: captions, images, orders and targets, one by one."""
+        shown = ("caption", "images", "permutation", "target")
         return len(self.records) == len(other.records) and all(
-            all(mine[key] == theirs[key] for key in asked)
+            all(mine[key] == theirs[key] for key in shown)
             for mine, theirs in zip(self.records, other.records, strict=True)
         )
 
@@ -132,8 +132,8 @@ def _check_same(run: StoredRun, prompts: EvidenceRecords, records: Sequence[Reco
             f"{predictions} has {len(records)} prompts, {evidence} {len(prompts)}, and the metrics are of {expected}; "
             f"run {run.stage} again."
         )
-    asked = zip(prompts.ids, prompts.permutations.tolist(), prompts.targets.tolist(), strict=True)
-    for (name, permutation, target), record in zip(asked, records, strict=True):
+    expected_prompts = zip(prompts.ids, prompts.permutations.tolist(), prompts.targets.tolist(), strict=True)
+    for (name, permutation, target), record in zip(expected_prompts, records, strict=True):
         if (name, permutation, target) != (record["id"], record["permutation"], record["target"]):
             raise UserError(
                 f"{predictions} and {evidence} are of different prompts (sample {name}); run {run.stage} again."

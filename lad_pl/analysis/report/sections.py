@@ -32,11 +32,11 @@ from lad_pl.analysis.table import Table, interval, percent, points
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing that another command made."""
+    """A figure that another command has drawn."""
 
     name: str
     uri: str
-    """The drawing itself, as a data URI."""
+    """The figure itself, as a data URI."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def confusion_plots(run: ReportedRun) -> list[Plot]:
     )
     reading = (
         "Rows: where the correct image stood. Columns: which position was chosen, in % of the row. Without bias, what "
-        "is off the diagonal is spread evenly; a full column is a position that draws answers to itself."
+        "is off the diagonal is spread evenly; a full column is a position that attracts answers."
     )
     plots = [Plot("confusion", figures.confusion_figure({name: shares[name] for name in pair(run)}), title, reading)]
     if len(shares) > 2:
@@ -181,7 +181,7 @@ def _difference_sections(run: ReportedRun) -> list[Section]:
         figures.difference_figure(against),
         f"{run.headline} against {BASELINE}: {points(found.mean)} points (95 % interval {interval(found)}), which "
         f"{verdict}.",
-        "Dots: difference of accuracy. Bars: 95 % interval, samples drawn anew with all their orders. Coloured where "
+        "Dots: difference of accuracy. Bars: 95 % interval, samples resampled with all their orders. Coloured where "
         "the interval leaves out zero.",
     )
     return [Section("differences", "Is it chance?", [plot], [differences_table(against)])]
@@ -200,14 +200,14 @@ def _reliability_sections(run: ReportedRun) -> list[Section]:
         "reliability",
         figures.reliability_figure(shown),
         f"{'; '.join(claims)}.",
-        "How often answers of one probability are correct; larger dots stand for more prompts. On the dashed line a "
-        "probability means what it says; below it, the answers are too sure.",
+        "How often answers of one probability are correct; larger dots stand for more prompts. On the dashed line "
+        "probability and accuracy are equal; below it, the answers are too confident.",
     )
     return [Section("reliability", "What a probability is worth", [plot], [reliability_table(curves)])]
 
 
 def _range(recall: Sequence[float | None]) -> str:
-    known: Mapping[int, float] = {place: value for place, value in enumerate(recall, 1) if value is not None}
+    known: Mapping[int, float] = {position: value for position, value in enumerate(recall, 1) if value is not None}
     low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     if known[low] == known[high]:
         return f"{percent(known[low], 0)} % everywhere"

@@ -98,7 +98,7 @@ def product(
 
 @dataclass(frozen=True)
 class Stored:
-    """The choices that a run's store leaves, and those that the run made."""
+    """What a run has stored, and the choices that it was made with."""
 
     readouts: tuple[str, ...]
     """Those that the run reported."""
