@@ -46,10 +46,12 @@ def compare(
 
     from lad_pl.analysis.comparison import check_ending, compare_runs, write_comparison
     from lad_pl.analysis.stored_run import StoredRun
+    from lad_pl.analysis.threads import one_thread
 
     if out is not None:
         check_ending(out)
-    comparison = compare_runs([StoredRun(Path(run), stage) for run in runs], readouts, shared, draws, seed)
+    with one_thread():
+        comparison = compare_runs([StoredRun(Path(run), stage) for run in runs], readouts, shared, draws, seed)
     Console().print(comparison)
     if out is not None:
         write_comparison(out, comparison)

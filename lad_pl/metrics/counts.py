@@ -98,9 +98,11 @@ def recall_std(confusion: Tensor, unreadable: Tensor | int = 0) -> Tensor:
 
 def nanstd(values: Tensor) -> Tensor:
     """Standard deviation (ddof 1) over the last axis, leaving out NaN; NaN for fewer than two values."""
-    known = (~values.isnan()).sum(-1)
-    squares = (values - values.nanmean(-1, keepdim=True)).square().nansum(-1)
-    return (squares / (known - 1)).sqrt().masked_fill(known < 2, torch.nan)
+    known = ~values.isnan()
+    number = known.sum(-1)
+    mean = values.nan_to_num().sum(-1) / number
+    squares = ((values.nan_to_num() - mean[..., None]) * known).square().sum(-1)
+    return (squares / (number - 1)).sqrt().masked_fill(number < 2, torch.nan)
 
 
 def _accuracy(counts: Counts) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from lad_pl.analysis.sweep.calibration_subsets import Calibrations
 from lad_pl.analysis.sweep.evaluate import PROMPTS_AT_A_TIME, Evaluation, score
 from lad_pl.analysis.sweep.results import Result, SweptRun, make_tables, markdown, summarise, write_csv
 from lad_pl.analysis.sweep.settings_grid import SettingsGrid, Stored, make_grid
+from lad_pl.analysis.threads import one_thread
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
@@ -51,28 +51,13 @@ def replay(run: StoredRun, options: Mapping[str, Any], readouts: Sequence[str] |
     unknown = [name for name in run.report["settings"]["readouts"] if name not in READOUTS]
     if unknown and readouts is None:
         print(f"Left out, because no imported module registers such a readout: {', '.join(unknown)}")
-    with _one_thread():
+    with one_thread():
         prompts, calibrations, stored = _read(run)
         grid = make_grid(stored, options, readouts, draws, seed)
         results = _results(grid, run, stored, prompts, calibrations)
     num_samples = len(prompts) // prompts.num_permutations
     swept = SweptRun(run.name, run.stage, prompts.num_candidates, num_samples, prompts.num_permutations, stored.layers)
     return Replay(swept, grid, calibrations, results)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch keeps to one CPU thread.
-
-    A sweep is thousands of operations on a few thousand numbers each: they wait longer for a second thread than it
-    saves them, and on a busy machine many times longer.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _read(run: StoredRun) -> tuple[EvidenceRecords, Calibrations, Stored]:
