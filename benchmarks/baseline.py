@@ -67,7 +67,7 @@ class PlainModel:
             output = self.model(**inputs, output_attentions=True, logits_to_keep=1)
             logits, attentions = output.logits[0, -1], output.attentions
         attention = self.image_attention(attentions, inputs["input_ids"][0].tolist())
-        return answer, Evidence(self.log_probs(inputs, logits, names)[None], attention[None]).cpu()
+        return answer, Evidence.from_heads(self.log_probs(inputs, logits, names)[None], attention[None]).cpu()
 
     def inputs(self, sample: Sample, permutation: Sequence[int], photos: Path) -> Inputs:
         """Decode, resize and process all images of the prompt."""

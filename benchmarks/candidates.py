@@ -14,7 +14,7 @@ from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import identifiers
 from lad_pl.types import Batch
 
-OWN_WORK = ((VisionLanguageModel, "_logits_after"), (DynamicCache, "update"))
+OWN_WORK = ((VisionLanguageModel, "logits_after"), (DynamicCache, "update"))
 """What further tokens cost: their passes, and keeping the prompt's keys and values for them."""
 
 

@@ -113,7 +113,9 @@ class Pass:
         log_probs = torch.randn(n, n, generator=generator).log_softmax(-1)
         attention = torch.rand(n, len(self.layers), heads, n, generator=generator)
         shifts = torch.tensor(cyclic_shifts(n))
-        return calibrate(Evidence(log_probs, attention), (shifts == 0).int().argmax(1), shifts, torch.zeros(n).long())
+        return calibrate(
+            Evidence.from_heads(log_probs, attention), (shifts == 0).int().argmax(1), shifts, torch.zeros(n).long()
+        )
 
 
 class Test:

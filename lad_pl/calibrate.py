@@ -1,4 +1,7 @@
-"""The `fit` pass: from the evidence of 5 N calibration prompts to a :class:`~lad_pl.types.Calibration`."""
+"""From the evidence of the calibration passes to a :class:`~lad_pl.types.Calibration`, and its checkpoint file.
+
+A checkpoint is kilobytes: no model weights, and nothing that executes on loading.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lad_pl.errors import UserError
+from lad_pl.provenance import first_difference
 from lad_pl.readouts import EPS, centred_log_attention, head_score
 from lad_pl.types import Calibration, Evidence
 
@@ -18,16 +22,16 @@ LABEL_FREE_ROUNDS = 3
 
 
 def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, sample_index: Tensor) -> Calibration:
-    """Reduce the calibration passes to what the readouts need.
+    """Reduce the evidence of the calibration passes to the statistics that the readouts need.
 
     Args:
         evidence: of P passes: log-probabilities (P, N) and attention mass (P, L, H, N).
-        targets: (P,) position of the right image.
+        targets: (P,) position of the correct image.
         permutations: (P, N) original index of the image at each position.
-        sample_index: (P,) which sample a pass belongs to.
+        sample_index: (P,) index of the sample of each pass.
 
     Raises:
-        UserError: some position never holds the right image, or the evidence is not finite.
+        UserError: some position never holds the correct image, or the evidence is not finite.
     """
     evidence = evidence.cpu()
     targets, permutations, sample_index = targets.cpu(), permutations.cpu(), sample_index.cpu()
@@ -71,8 +75,8 @@ def _label_free(
         scores = head_score(attention, log_attention_mean, weights)
         by_image = torch.zeros_like(scores).scatter(1, permutations, scores)
         guessed = torch.zeros(len(scores), dtype=torch.long)
-        for group in sample_index.unique():
-            members = sample_index == group
+        for sample in sample_index.unique():
+            members = sample_index == sample
             image = by_image[members].mean(0).argmax()
             guessed[members] = (permutations[members] == image).long().argmax(1)
         weights = information(x, guessed)
@@ -86,9 +90,8 @@ def _by_target(values: Tensor, targets: Tensor) -> Tensor:
 
 def _pride_prior(log_probs: Tensor, sample_index: Tensor) -> Tensor:
     """(N,): mean over samples of the softmax of the mean log-probability over the sample's shifts."""
-    return torch.stack([log_probs[sample_index == group].mean(0).softmax(-1) for group in sample_index.unique()]).mean(
-        0
-    )
+    shifts = [log_probs[sample_index == sample] for sample in sample_index.unique()]
+    return torch.stack([of_sample.mean(0).softmax(-1) for of_sample in shifts]).mean(0)
 
 
 def _check(evidence: Evidence, targets: Tensor) -> None:
@@ -97,13 +100,34 @@ def _check(evidence: Evidence, targets: Tensor) -> None:
     missing = set(range(evidence.log_probs.shape[1])) - set(targets.tolist())
     if missing:
         raise UserError(
-            f"No calibration pass has the right image at position {min(missing)}; every calibration sample needs an "
+            f"No calibration pass has the correct image at position {min(missing)}; every calibration sample needs an "
             "index and all of its cyclic shifts."
         )
 
 
+# ---------------------------------------------------------------------------------------------------- the checkpoint
+
+
+def check_calibration(provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse a calibration of another model, prompt, number of images or choice of layers.
+
+    Args:
+        provenance: of the calibration.
+        settings: the fields of ``provenance`` that must agree, with their present values.
+
+    Raises:
+        UserError: one differs.
+    """
+    difference = first_difference({name: provenance.get(name) for name in settings}, settings)
+    if difference:
+        raise UserError(
+            f"The calibration does not match this configuration ({difference}). Run fit with this configuration, "
+            "or test with the one that the calibration was made with."
+        )
+
+
 def pack(calibration: Calibration, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that a Lightning checkpoint of ours holds."""
+    """The entries of a calibration in a Lightning checkpoint."""
     return {"calibration": calibration.state(), "provenance": dict(provenance)}
 
 

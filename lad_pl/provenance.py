@@ -1,4 +1,4 @@
-"""What a calibration was made of, and whether it fits what it is to be used on."""
+"""Recorded settings: library versions, digests, and the first difference between two of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIBRARIES = ("lad_pl", "torch", "transformers", "lightning")
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of what takes part in a forward pass."""
+    """Installed versions of the libraries that take part in a forward pass."""
     return {name: _version(name) for name in LIBRARIES}
 
 

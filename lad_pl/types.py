@@ -1,4 +1,4 @@
-"""The records that travel through the toolkit, in the order in which they come to be.
+"""The records that the toolkit passes on, in the order of the data.
 
 Axes have one letter everywhere: ``B`` prompts, ``N`` candidates (= images = positions), ``L`` captured layers,
 ``H`` attention heads, ``S`` prompt tokens, ``T`` permutations of one sample.
@@ -23,9 +23,9 @@ class Sample:
     images: tuple[str, ...]
     """The N image names, relative to the image folder, in the order of the annotation."""
     caption: str
-    """The text to be matched."""
+    """The text that one of the images matches."""
     target: int | None
-    """Index into ``images`` of the right one (0-based), or None where nobody knows it."""
+    """Index into ``images`` of the correct one (0-based), or None if it is unknown."""
 
     @property
     def num_candidates(self) -> int:
@@ -35,11 +35,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class PermutedSample:
-    """A sample, the permutations under which it is shown, and its decoded images."""
+    """A sample, the orders in which it is shown, and its decoded images."""
 
     sample: Sample
     index: int
-    """Place of the sample in its split. Results are written in this order, whichever process computed them."""
+    """Index of the sample in its split. Results are written in this order, whichever process computed them."""
     permutations: tuple[tuple[int, ...], ...]
     """T permutations; entry p of one is the original index of the image shown at position p."""
     images: tuple[Any, ...] = ()
@@ -48,14 +48,17 @@ class PermutedSample:
 
 @dataclass(frozen=True)
 class Batch:
-    """The T permutations of one or more samples, tokenised, with every distinct image once."""
+    """The T permutations of one or more samples, tokenised, with every distinct image once.
+
+    B prompts = samples x T; M distinct images = samples x N.
+    """
 
     tokens: dict[str, Tensor]
     """Per-token model inputs, each (B, S), padded on the left: ``input_ids``, ``attention_mask``, ..."""
     position_of_token: Tensor
     """(B, S): the position (0..N-1) whose image span the token belongs to, or -1."""
     vision: tuple[dict[str, Any], ...]
-    """What the image processor made of the images of each sample, every distinct image once."""
+    """The image processor's output for each sample, every distinct image once: ``pixel_values``, ..."""
     visual_tokens: tuple[int, ...]
     """How many visual tokens each of the M distinct images has, in ``image_rows`` order."""
     image_rows: Tensor
@@ -63,13 +66,15 @@ class Batch:
     permutations: Tensor
     """(B, N): original index of the image at each position."""
     targets: Tensor
-    """(B,): position of the right image, or -1 where it is unknown."""
+    """(B,): position of the correct image, or -1 if it is unknown."""
     sample_index: Tensor
-    """(B,): index of the sample within its split; prompts of one sample are neighbours."""
+    """(B,): index of the sample in its split; prompts of one sample are neighbours."""
     ids: tuple[str, ...]
     """Sample id of each of the B prompts."""
     features: Any = None
-    """What the vision tower made of the M images, once it has seen them (lad_pl.vlm.features.PerImageFeatures)."""
+    """The vision tower's output for the M images, once computed (lad_pl.vlm.features.PerImageFeatures)."""
+    content_free: Batch | None = None
+    """The same prompts with a caption that says nothing: other tokens, the same images."""
 
     def __len__(self) -> int:
         return self.targets.shape[0]
@@ -77,7 +82,7 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """The prompts from ``start`` up to ``stop``, without columns that are padding for all of them.
 
-        The images stay those of the whole batch: let the vision tower see them first.
+        The images stay those of the whole batch: compute their features first.
         """
         rows = slice(start, stop)
         first = int(self.tokens["attention_mask"][rows].any(0).int().argmax())
@@ -90,6 +95,7 @@ class Batch:
             targets=self.targets[rows],
             sample_index=self.sample_index[rows],
             ids=self.ids[rows],
+            content_free=None if self.content_free is None else self.content_free.part(start, stop),
         )
 
     def samples(self, start: int, stop: int) -> Batch:
@@ -101,7 +107,13 @@ class Batch:
             image_rows=part.image_rows - start * images,
             vision=self.vision[start:stop],
             visual_tokens=self.visual_tokens[start * images : stop * images],
+            content_free=None if self.content_free is None else self.content_free.samples(start, stop),
         )
+
+    def with_features(self, features: Any) -> Batch:
+        """The batch with the vision tower's output, which its content-free prompts share."""
+        free = None if self.content_free is None else replace(self.content_free, features=features)
+        return replace(self, features=features, content_free=free)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
@@ -115,23 +127,29 @@ class Batch:
                 return type(value)(move(item) for item in value)
             return value
 
-        return replace(self, **{item.name: move(getattr(self, item.name)) for item in fields(self)})
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "content_free"}
+        moved = replace(self, **{name: move(value) for name, value in own.items()})
+        if self.content_free is None:
+            return moved
+        free = replace(self.content_free, vision=()).to(device)  # the images are moved once
+        return replace(moved, content_free=replace(free, vision=moved.vision))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that one forward pass tells about B prompts; every readout is a pure function of it."""
+    """The result of one forward pass over B prompts; every readout is a pure function of it."""
 
     log_probs: Tensor
     """(B, N): log-probability of each identifier among the valid answers (paper's eq. 15-16)."""
     attention: Tensor
     """(B, L, H, N): attention mass from the last prompt token onto each image's span (post-softmax)."""
-    layer_attention: Tensor = None  # type: ignore[assignment]  # filled in below
+    layer_attention: Tensor
     """(B, L, N): its mean over the heads (eq. 6). Kept beside the heads because these are stored in half precision."""
 
-    def __post_init__(self) -> None:
-        if self.layer_attention is None:
-            object.__setattr__(self, "layer_attention", self.attention.mean(2))
+    @classmethod
+    def from_heads(cls, log_probs: Tensor, attention: Tensor) -> Evidence:
+        """Evidence from log-probabilities (B, N) and the attention mass of every head (B, L, H, N)."""
+        return cls(log_probs, attention, attention.mean(2))
 
     def __len__(self) -> int:
         return self.log_probs.shape[0]
@@ -140,20 +158,20 @@ class Evidence:
         return Evidence(self.log_probs[rows], self.attention[rows], self.layer_attention[rows])
 
     def cpu(self) -> Evidence:
-        """The evidence on the CPU in double precision, where the readouts do their arithmetic."""
+        """The evidence on the CPU in double precision, the precision of the readouts."""
         return Evidence(*(getattr(self, item.name).detach().cpu().double() for item in fields(self)))
 
     @staticmethod
-    def cat(parts: Sequence[Evidence]) -> Evidence:
+    def concat(parts: Sequence[Evidence]) -> Evidence:
         """The prompts of several, one after the other."""
         return Evidence(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Evidence)))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the calibration passes say about this model under this prompt; no test sample enters.
+    """Statistics of the calibration passes, of one model under one prompt; no test sample enters.
 
-    Made by :func:`lad_pl.calibrate.calibrate`. Rows i are ground-truth positions, columns j candidates.
+    Made by :func:`lad_pl.calibrate.calibrate`. Rows i are positions of the correct image, columns j candidates.
     """
 
     log_p_obs_geometric: Tensor
@@ -169,7 +187,7 @@ class Calibration:
     log_attention_mean: Tensor
     """(L, H, N) mean over the passes of log attention mass, per head."""
     head_information: Tensor
-    """(L, H) nats that each head's attention tells about the target, measured with the labels."""
+    """(L, H) information of each head's attention about the target, in nats, measured with the labels."""
     head_information_label_free: Tensor
     """(L, H) the same with targets inferred from the attention itself."""
     num_samples: int = field(default=0)

@@ -85,7 +85,7 @@ def test_calibration(run: Path, golden: dict[str, np.ndarray]) -> None:
 def test_posterior_within_1e_3(run: Path, lines: list[dict], golden: dict[str, np.ndarray]) -> None:
     calibration, _ = load_calibration(run / "calibration.ckpt")
     attention = torch.tensor([line["attention"] for line in lines], dtype=torch.float64)[:, :, None]
-    evidence = Evidence(torch.zeros(24, 4), attention)
+    evidence = Evidence.from_heads(torch.zeros(24, 4), attention)
     pi = posterior(evidence, calibration, ReadoutSettings()).reshape(3, 8, 4)
     np.testing.assert_allclose(pi, golden["pi"], atol=1e-3)
 

@@ -33,7 +33,7 @@ def passes(seed: int, n: int, **options: float) -> dict[str, np.ndarray]:
 
 def ours(data: dict[str, np.ndarray]) -> Calibration:
     return calibrate(
-        Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"])),
+        Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"])),
         torch.tensor(data["targets"]),
         torch.tensor(np.array(data["permutations"])),
         torch.tensor(data["samples"]),
@@ -72,7 +72,7 @@ def test_calibration_equals_the_reference(seed: int, n: int) -> None:
 def test_every_readout_equals_the_reference(seed: int, n: int, recipe: str, k: int, tau: float) -> None:
     data, test = passes(seed, n, signal=0.3), passes(seed + 100, n, signal=0.3)
     calibration, expected = ours(data), theirs(data)
-    evidence = Evidence(torch.tensor(test["log_probs"]), torch.tensor(test["attention"]))
+    evidence = Evidence.from_heads(torch.tensor(test["log_probs"]), torch.tensor(test["attention"]))
     settings = ReadoutSettings(recipe=recipe, top_layers=k, temperature=tau)
     compared = set()
     for row in range(len(evidence)):
@@ -91,7 +91,7 @@ def test_every_readout_equals_the_reference(seed: int, n: int, recipe: str, k: i
 def test_the_recipes_differ() -> None:
     data = passes(0, 4, signal=0.3)
     calibration = ours(data)
-    evidence = Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
+    evidence = Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
     for name in ("purified_attention", "agd"):
         scores = [READOUTS[name](evidence, calibration, ReadoutSettings(recipe=r)) for r in ("reference", "paper")]
         assert not torch.allclose(*scores, atol=1e-3)
@@ -101,7 +101,7 @@ def test_no_head_knows_anything_all_count_the_same() -> None:
     data = passes(0, 4)
     calibration = ours(data)
     silent = Calibration(**{**calibration.state(), "head_information": torch.zeros(5, 3).double()})
-    evidence = Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
+    evidence = Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
     score = READOUTS["head_information"](evidence, silent, ReadoutSettings())
     x = evidence.attention.log() - calibration.log_attention_mean
     np.testing.assert_allclose(score, (x - x.mean(-1, keepdim=True)).mean((1, 2)), atol=1e-9)
@@ -115,7 +115,7 @@ def test_attention_of_zero_stays_finite() -> None:
     for recipe in ("reference", "paper"):
         for name, function in READOUTS.items():
             scores = function(
-                Evidence(torch.tensor(data["log_probs"]), attention), calibration, ReadoutSettings(recipe)
+                Evidence.from_heads(torch.tensor(data["log_probs"]), attention), calibration, ReadoutSettings(recipe)
             )
             assert scores.isfinite().all(), name
 
@@ -124,7 +124,7 @@ def test_a_position_never_calibrated() -> None:
     data = passes(0, 4)
     keep = np.array(data["targets"]) != 2
     part = {name: np.array(data[name])[keep] for name in ("log_probs", "attention", "targets", "permutations")}
-    with pytest.raises(UserError, match="image at position 2"):
+    with pytest.raises(UserError, match="correct image at position 2"):
         ours({**part, "samples": np.array(data["samples"])[keep]})
 
 
@@ -136,7 +136,7 @@ def test_settings_that_cannot_work() -> None:
     with pytest.raises(UserError, match="'agdd' is not a readout; choose from vanilla"):
         check_names(["agdd"])
     data = passes(0, 4)
-    evidence = Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
+    evidence = Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
     with pytest.raises(UserError, match="only 5 layers are captured"):
         READOUTS["agd"](evidence, ours(data), ReadoutSettings(top_layers=6))
 
@@ -156,7 +156,7 @@ def registry() -> Iterator[dict[str, Readout]]:
 def test_a_readout_is_called_like_its_function(registry: dict[str, Readout]) -> None:
     data = passes(0, 4)
     calibration = ours(data)
-    evidence = Evidence(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
+    evidence = Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
     settings = ReadoutSettings()
 
     @readout

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
-from lad_pl.files import atomic_write
+from lad_pl.files import atomic_write, read_json
 from lad_pl.provenance import short_digest
 from lad_pl.types import Sample
 
@@ -16,20 +16,15 @@ from lad_pl.types import Sample
 def read_annotations(path: str | Path) -> list[Sample]:
     """Read and check an annotation file.
 
-    ``image_ids`` are image names relative to the image folder; ``index`` is the 0-based place of the right one among
-    them and may be absent where nobody knows it (prediction). Other keys are ignored.
+    ``image_ids`` are image names relative to the image folder; ``index`` is the 0-based place of the correct one
+    among them and may be absent where it is unknown (prediction). Other keys are ignored.
 
     Raises:
         UserError: the file is missing or no JSON list, or a sample lacks a field, has an index outside its images,
             repeats an id or an image, or has another number of images than the first sample.
     """
     path = Path(path)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read the annotation file {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"The annotation file {path} is not valid JSON: {error}.") from error
+    entries = read_json(path, "Name an annotation file with data.annotations (or .calibration_annotations, ...).")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"The annotation file {path} must hold a non-empty JSON list of samples.")
     samples = [_sample(entry, number, path) for number, entry in enumerate(entries)]
@@ -44,7 +39,7 @@ def digest(samples: Sequence[Sample]) -> str:
 
 
 def sample_key(sample: Sample) -> str:
-    """A short fingerprint of what is asked: the images, whatever their order, and the caption."""
+    """A short fingerprint of a question: the images, in whatever order, and the caption."""
     return short_digest([sorted(sample.images), sample.caption])
 
 
@@ -62,7 +57,7 @@ def _sample(entry: Any, number: int, path: Path) -> Sample:
     if not isinstance(caption, str):
         raise UserError(f"{where}: caption must be a text.")
     if len(set(images)) < len(images):
-        raise UserError(f"{where} shows the same image twice; the right answer would be ambiguous.")
+        raise UserError(f"{where} shows the same image twice; the correct answer would be ambiguous.")
     if target is not None and (type(target) is not int or not 0 <= target < len(images)):
         raise UserError(f"{where}: index is {target!r}, outside its {len(images)} images (0 to {len(images) - 1}).")
     return Sample(str(entry.get("id", number)), tuple(images), caption, target)

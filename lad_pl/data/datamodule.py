@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,15 +10,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from lad_pl.data.annotations import read_annotations
-from lad_pl.data.batches import LoadImage, SampleBatches, Shard, plan_batches
+from lad_pl.data.annotations import digest, read_annotations, sample_key
+from lad_pl.data.batches import EncodeUnlessEmpty, LoaderSpec, LoadImage, ReplicaSampler, SampleBatches, plan_batches
 from lad_pl.data.images import file_digest, load_photo, size_of
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, check_at_least
 from lad_pl.provenance import short_digest
-from lad_pl.types import PermutedSample, Sample
-from lad_pl.vlm.encoder import PromptEncoder
-from lad_pl.vlm.prompt_length import PromptLengths
+from lad_pl.types import Sample
 
 Split = list[Sample]
 
@@ -35,13 +33,13 @@ class MultiImageData(pl.LightningDataModule):
         calibration_annotations: another file to take the calibration samples from.
         validation_annotations: file of the samples that ``validate`` uses; choose settings there, not on test samples.
         num_calibration: how many samples to calibrate on; 0 holds none back from the test.
-        calibration_offset: place of the first calibration sample in its file.
+        calibration_offset: index of the first calibration sample in its file.
         num_test: how many of the remaining samples to test on, or of all to predict on; all if unset.
         allow_calibration_in_test: let calibration samples be test samples too, as the published code does.
         num_permutations: T, the orders in which every test sample is shown: the given one, then random ones.
         permutation_seed: seed of the random orders.
         batch_size: samples per batch, whose T permutations (N shifts in ``fit``) travel with them; auto takes as many
-            as ``batch_tokens`` hold. Whatever it is, a batch that does not fit into memory is cut in halves.
+            as ``batch_tokens`` hold. A batch that does not fit into memory is halved.
         batch_tokens: the most tokens that go through the model together where ``batch_size`` is auto.
         num_workers: processes that decode and encode ahead of the model; 0 does it in the main process.
     """
@@ -78,10 +76,16 @@ class MultiImageData(pl.LightningDataModule):
         self.num_workers = num_workers
         self.samples: Split = []
         """The samples of the stage in progress; a batch's ``sample_index`` are indices into it."""
+        self.orders: tuple[Permutation, ...] = ()
+        """The orders in which the stage in progress shows every sample."""
+        self.loader_specs: tuple[LoaderSpec, ...] = ()
+        """One for each dataloader of the stage in progress; set by the LightningModule's ``setup``."""
+        self._stage = ""
+        self._settings: dict[str, Any] = {}
 
     @property
     def results_folder(self) -> str:
-        """Folder within the run folder that results go to: the run folder itself."""
+        """Folder within the run folder for the results: the run folder itself."""
         return ""
 
     # ------------------------------------------------------------------------------------------------- the splits
@@ -93,20 +97,18 @@ class MultiImageData(pl.LightningDataModule):
             UserError: a file or a number does not fit; see :func:`lad_pl.data.read_annotations`.
         """
         self._check_numbers()
+        self._stage, self._settings = stage, {}
         splits = {"fit": self.calibration_samples, "validate": self.validation_samples, "predict": self.all_samples}
         self.samples = splits.get(stage, self.test_samples)()
         if not self.samples:
             raise UserError("data.num_calibration is 0, and fit needs at least one sample to calibrate on.")
         unknown = [sample.id for sample in self.samples if sample.target is None]
         if unknown and stage != "predict":
-            raise UserError(f"Sample {unknown[0]} has no index, and {stage} needs the right answer; use predict.")
-        random_permutations(self.num_candidates, self.num_permutations)  # fails early if there are not so many
+            raise UserError(f"Sample {unknown[0]} has no index, and {stage} needs the correct answer; use predict.")
+        tested = random_permutations(self.num_candidates, self.num_permutations, self.permutation_seed)
+        self.orders = cyclic_shifts(self.num_candidates) if stage == "fit" else tested
+        self.loader_specs = (LoaderSpec(self.orders),)
         self.check_images()
-
-    @property
-    def batch_samples(self) -> int | None:
-        """Samples per batch; None where a number of tokens decides."""
-        return None if self.batch_size == "auto" else self.batch_size
 
     @property
     def num_candidates(self) -> int:
@@ -143,17 +145,42 @@ class MultiImageData(pl.LightningDataModule):
         return self._first(samples, f"has {len(samples)} samples")
 
     def held_back(self) -> Split:
-        """The samples of the test file that are kept for calibration, or ask what a calibration sample asks.
+        """The samples of the test file that are kept for calibration, or have a calibration sample's question.
 
-        Sets that were built together, such as COCO's random and adversarial ones, share captions and right images.
+        Sets that were built together, such as COCO's random and adversarial ones, share captions and correct images.
         """
         if self.allow_calibration_in_test or self.num_calibration == 0:
             return []
         calibrated = self.calibration_samples()
         if self.calibration_annotations == self.annotations:
             return calibrated
-        asked = {_question(sample) for sample in calibrated}
-        return [sample for sample in read_annotations(self.annotations) if _question(sample) in asked]
+        questions = {_question(sample) for sample in calibrated}
+        return [sample for sample in read_annotations(self.annotations) if _question(sample) in questions]
+
+    def check_held_out(self, calibrated: Collection[str]) -> None:
+        """Refuse to test on calibration samples, or to hold back samples that nobody calibrated on.
+
+        Args:
+            calibrated: :func:`~lad_pl.data.annotations.sample_key` of every calibration sample.
+
+        Raises:
+            UserError: a sample of the stage in progress is a calibration sample, and this is not allowed by name; or
+                the samples held back for calibration are not those of the calibration.
+        """
+        shared = [sample.id for sample in self.samples if sample_key(sample) in calibrated]
+        if shared and not self.allow_calibration_in_test:
+            raise UserError(
+                f"Sample {shared[0]} was used for calibration; test on others, or allow it by name with "
+                "--data.allow_calibration_in_test true."
+            )
+        same_file = self.calibration_annotations == self.annotations
+        held_back = self.held_back() if self._stage == "test" and same_file else []
+        if held_back and not any(sample_key(sample) in calibrated for sample in held_back):
+            raise UserError(
+                f"{len(held_back)} samples of {self.annotations} are held back for calibration, but the "
+                "calibration was made on others; name their file with --data.calibration_annotations, or hold none "
+                "back with --data.num_calibration 0."
+            )
 
     def _first(self, samples: Split, found: str) -> Split:
         chosen = samples[: self.num_test]
@@ -172,9 +199,17 @@ class MultiImageData(pl.LightningDataModule):
             for name in sample.images:
                 if not (self.images / name).is_file():
                     raise UserError(
-                        f"Sample {sample.id}: image file {self.images / name} does not exist; mend the sample, or name "
+                        f"Sample {sample.id}: image file {self.images / name} does not exist; fix the sample, or name "
                         "the image folder with data.images."
                     )
+
+    def settings(self) -> dict[str, Any]:
+        """Digests of the samples and images of the stage in progress, and its permutations, as plain values."""
+        if not self._settings:  # opens every image file
+            self._settings = {"samples": digest(self.samples), "images": self.image_digest()}
+            if self._stage != "fit":
+                self._settings |= {name: getattr(self, name) for name in ("num_permutations", "permutation_seed")}
+        return self._settings
 
     def image_digest(self) -> str:
         """A short digest of the images of this stage: their names, sizes, and the ends of their files."""
@@ -185,7 +220,7 @@ class MultiImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Calibration samples, each under its N cyclic shifts."""
-        return self._loaders(cyclic_shifts(self.num_candidates))[0]
+        return self._loader(self.loader_specs[0])
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Validation samples under T permutations; nothing during ``fit``, which only calibrates."""
@@ -193,81 +228,51 @@ class MultiImageData(pl.LightningDataModule):
         return [] if fitting else self.test_dataloader()
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """Test samples under T permutations: one loader for each of the module's passes."""
-        return self._loaders(random_permutations(self.num_candidates, self.num_permutations, self.permutation_seed))
+        """Test samples under T permutations: one loader for each of the module's methods."""
+        return [self._loader(spec) for spec in self.loader_specs]
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
-        """Test samples under T permutations; their answers need not be known."""
+        """Samples under T permutations; their answers need not be known."""
         return self.test_dataloader()
 
-    def _loaders(self, permutations: tuple[Permutation, ...]) -> list[DataLoader[Any]]:
-        module: Any = self.trainer.lightning_module if self.trainer is not None else None
-        if module is None:
-            planned = plan_batches([0] * len(self.samples), len(permutations), self.batch_samples, self.batch_tokens)
-            return [self._loader(permutations, planned, list, None)]
-        loaders = []
-        for a_pass in module.passes:
-            orders = a_pass.way.orders(permutations)
-            # Every process deals out the same list, even where a shared disk shows them different states of the store.
-            done = module.trainer.strategy.broadcast(a_pass.done)
-            planned = plan_batches(self._lengths(a_pass.encoder), len(orders), self.batch_samples, self.batch_tokens)
-            waiting = [[sample for sample in batch if sample not in done] for batch in planned]
-            encode = a_pass.way.encode(a_pass.encoder)
-            loaders.append(self._loader(orders, list(filter(None, waiting)), encode, module.prompt.image_size))
-        return loaders
+    def _loader(self, spec: LoaderSpec) -> DataLoader[Any]:
+        size = None if self.batch_size == "auto" else self.batch_size
+        planned = plan_batches(self._lengths(spec), len(spec.orders), size, self.batch_tokens)
+        waiting = [[sample for sample in batch if sample not in spec.done] for batch in planned]
+        dataset = SampleBatches(
+            self.samples, list(filter(None, waiting)), spec.orders, self.image_loader(spec.image_size)
+        )
+        return DataLoader(
+            dataset,
+            batch_size=None,  # an item is a batch
+            sampler=ReplicaSampler(dataset, *spec.replica),
+            num_workers=self.num_workers,
+            collate_fn=EncodeUnlessEmpty(spec.encode),
+            pin_memory=False,
+        )
 
-    def _lengths(self, encoder: PromptEncoder) -> list[int]:
-        """Tokens of each sample's prompts; all alike where a batch is a sample and nothing depends on it."""
-        if self.batch_samples == 1:
+    def _lengths(self, spec: LoaderSpec) -> list[int]:
+        """Tokens of each sample's prompts; zeros where a batch is one sample and nothing depends on it."""
+        if spec.lengths is None or self.batch_size == 1:
             return [0] * len(self.samples)
-        side, length = encoder.prompt.image_size, PromptLengths(encoder)
-        sizes = {
-            name: self.image_size(name) if side is None else (side, side) for s in self.samples for name in s.images
-        }
-        return [length(sample, [sizes[name] for name in sample.images]) for sample in self.samples]
+        side = spec.image_size
+        names = {name for sample in self.samples for name in sample.images}
+        sizes = {name: self.image_size(name) if side is None else (side, side) for name in names}
+        return [spec.lengths(sample, [sizes[name] for name in sample.images]) for sample in self.samples]
 
     def image_size(self, name: str) -> tuple[int, int]:
         """Width and height of an image in pixels, from its file's header."""
         return size_of(self.images / name)
 
-    def _loader(
-        self,
-        permutations: tuple[Permutation, ...],
-        batches: Sequence[Sequence[int]],
-        encode: Callable[[list[PermutedSample]], Any],
-        side: int | None,
-    ) -> DataLoader[Any]:
-        dataset = SampleBatches(self.samples, batches, permutations, self.image_loader(side))
-        module: Any = self.trainer.lightning_module if self.trainer is not None else None
-        replicas, replica = module.replicas if module is not None else (1, 0)
-        return DataLoader(
-            dataset,
-            batch_size=None,  # an item is a batch
-            sampler=Shard(dataset, replicas, replica),
-            num_workers=self.num_workers,
-            collate_fn=EncodeUnlessEmpty(encode),
-            pin_memory=False,
-        )
-
     def _check_numbers(self) -> None:
-        least = {"num_calibration": 0, "calibration_offset": 0, "num_permutations": 1, "batch_size": 1}
-        for name, minimum in {**least, "batch_tokens": 1, "num_workers": 0}.items():
-            if getattr(self, name) != "auto" and getattr(self, name) < minimum:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {minimum}.")
-        if self.num_test is not None and self.num_test < 1:
-            raise UserError(f"data.num_test is {self.num_test}; it must be at least 1, or null for all.")
+        for minimum, names in ((0, _FROM_ZERO), (1, _FROM_ONE)):
+            numbers = {f"data.{name}": getattr(self, name) for name in names}
+            check_at_least(minimum, **{name: value for name, value in numbers.items() if value != "auto"})
+
+
+_FROM_ZERO = ("num_calibration", "calibration_offset", "num_workers")
+_FROM_ONE = ("num_test", "num_permutations", "batch_size", "batch_tokens")
 
 
 def _question(sample: Sample) -> tuple[str, str | None]:
     return sample.caption, None if sample.target is None else sample.images[sample.target]
-
-
-class EncodeUnlessEmpty:
-    """The function that makes model inputs of a batch of samples, in the data workers; of no samples it makes none."""
-
-    def __init__(self, encode: Callable[[list[PermutedSample]], Any]) -> None:
-        self.encode = encode
-
-    def __call__(self, items: list[PermutedSample]) -> Any:
-        """Encode one batch."""
-        return self.encode(items) if items else []

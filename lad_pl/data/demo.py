@@ -20,9 +20,9 @@ class DemoData(MultiImageData):
 
     Args:
         num_candidates: N, the number of images per sample: 4, 8 or 12.
-        difficulty: random (the other images are any scenes) or adversarial (they differ from the right one in little).
+        difficulty: random (the other images are any scenes) or adversarial (they differ little from the correct one).
         batch_size: samples per batch, whose T permutations (N shifts in ``fit``) travel with them; auto takes as many
-            as ``batch_tokens`` hold. Whatever it is, a batch that does not fit into memory is cut in halves.
+            as ``batch_tokens`` hold. A batch that does not fit into memory is halved.
         options: further arguments of :class:`MultiImageData`.
     """
 

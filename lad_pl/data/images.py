@@ -1,4 +1,4 @@
-"""Decoding images."""
+"""Opening, resizing and identifying image files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image, ImageOps, features
 from lad_pl.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
-"""What is decoded: photographs, and nothing that another program would have to run for, such as PostScript."""
+"""Formats that are decoded: photographs, nothing that needs another program to run, such as PostScript."""
 
 _END = 16 * 1024
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for files that are no image, truncated, broken or hostile."""
+"""Pillow's exceptions for files that are no image, truncated, broken or hostile."""
 
 
 def load_photo(name: str, folder: Path, side: int | None) -> Image.Image:
@@ -29,9 +29,9 @@ def load_photo(name: str, folder: Path, side: int | None) -> Image.Image:
 
 
 def file_digest(path: Path) -> str:
-    """A digest of a file's size and of its first and last 16 KiB: other content, other digest, at little reading.
+    """A digest of a file's size and of its first and last 16 KiB, which is cheap for many large files.
 
-    A picture turned by its EXIF entry alone differs near its beginning.
+    An image rotated by its EXIF entry alone differs near its beginning.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -44,7 +44,7 @@ def file_digest(path: Path) -> str:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the file's header; (0, 0) for what cannot be read, which decoding reports."""
+    """Width and height in pixels, from the file's header; (0, 0) if it cannot be read, which decoding will report."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.size

@@ -1,4 +1,4 @@
-"""A person's photos and captions: samples without a right answer, made on the spot."""
+"""Photos and captions given on the command line: samples without a known answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PhotoData(MultiImageData):
     Args:
         photos: files, folders, or patterns such as 'holiday/*.jpg' (** goes into subfolders).
         captions: what to rank them for.
-        group_size: N, how many photos the model sees at a time; on the command line the calibration's N if unset.
+        group_size: N, how many photos stand in one prompt; on the command line the calibration's N if unset.
         rounds: how many times every photo is shown, each time in other company, where there are more than N.
         options: further arguments of :class:`MultiImageData`, such as num_permutations and batch_size.
     """
@@ -50,7 +50,7 @@ class PhotoData(MultiImageData):
 
     @property
     def results_folder(self) -> str:
-        """Each question has its own results; asking another loses none."""
+        """Each set of photos and captions has its own results folder."""
         question = [
             [str(Path(photo).resolve()) for photo in self.photos],
             self.captions,
@@ -64,10 +64,10 @@ class PhotoData(MultiImageData):
         """Find the photos and lay them out in groups.
 
         Raises:
-            UserError: the stage needs right answers, a pattern finds nothing, or there are too few photos or captions.
+            UserError: the stage needs known answers, a pattern finds nothing, or there are too few photos or captions.
         """
         if stage != "predict":
-            raise UserError(f"Photos without a right answer can be ranked by predict, not used by {stage}.")
+            raise UserError(f"Photos have no known answer: they can be ranked by predict, not used by {stage}.")
         self.photos = find_photos(self.patterns)
         if not self.captions or not all(caption.strip() for caption in self.captions):
             raise UserError("Name at least one caption, and no empty one.")
@@ -90,7 +90,7 @@ class PhotoData(MultiImageData):
         ]
 
     def image_size(self, name: str) -> tuple[int, int]:
-        """Width and height of a photo in pixels; whichever side is up, a plan is close enough."""
+        """Width and height of a photo in pixels, from its header; EXIF rotation does not matter for batch planning."""
         return size_of(Path(name))
 
     def image_loader(self, side: int | None) -> LoadImage:
@@ -135,7 +135,7 @@ PhotoGroup = tuple[int, ...]
 
 
 def groups(num_photos: int, group_size: int, rounds: int = 3, seed: int = 42) -> tuple[PhotoGroup, ...]:
-    """Which photos are shown together.
+    """Which photos are shown in one prompt.
 
     Every round deals all photos into groups of N; the last group of a round is filled up with photos from the
     round's beginning. Rounds are added until every photo can be compared with every other.

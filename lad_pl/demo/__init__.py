@@ -1,1 +1,1 @@
-"""The embedded demo: a small world of rendered scenes and a tiny VLM trained on it from scratch."""
+"""The embedded demo: rendered scenes and a tiny VLM trained on them from scratch."""

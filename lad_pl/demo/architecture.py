@@ -1,4 +1,4 @@
-"""The demo model's shape: Qwen2.5-VL's own class, about 1.3 million parameters."""
+"""The demo model's architecture: Qwen2.5-VL with about 1.3 million parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build_config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 4096,
-            # Written out, not left to a default: read back with another theta the model answers worse.
+            # Written out: loaded with another default theta, the model would answer worse.
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
             "bos_token_id": None,
             "eos_token_id": token_id(END_OF_TURN),

@@ -1,7 +1,7 @@
-"""A quick look at the trained model: accuracy and position bias of its answers, and where it looks.
+"""A quick evaluation of the trained model: accuracy and position bias of its answers and of its attention.
 
-The toolkit measures all this in full; here it is what the recipe is chosen by and what the model card
-reports.
+The toolkit measures all this in full; these are the figures by which the recipe was chosen and which the model
+card reports.
 
 Axes: M prompts (samples x permutations), N images, L decoder layers.
 """
@@ -24,7 +24,7 @@ from lad_pl.demo.vocabulary import INDEX_QUESTION
 PERMUTATIONS = 5
 BATCH_SIZE = 32
 FIRST_LAYER = 1
-"""The first decoder layer (0-based) whose attention is read: the layer before it only gathers the text."""
+"""The first decoder layer (0-based) whose attention is read; in the layer before it, tokens only gather the text."""
 MOST_ATTENTIVE = 2
 """Attention is averaged over this many layers: those with the most attention on the images."""
 
@@ -34,10 +34,13 @@ class Outcome:
     """Figures of one set, in percent."""
 
     vanilla: float
+    """Accuracy of the model's answers."""
     recall_std: float
     """RStd: standard deviation over positions of the recall at that position."""
     attention: float
+    """Accuracy of the image with most attention from the last prompt token, in the most attentive layers."""
     attention_by_layer: tuple[float, ...]
+    """The same for each decoder layer."""
 
 
 @torch.no_grad()
@@ -62,7 +65,7 @@ def evaluate(
 
 
 def _permutations(sample: SampleRecord) -> list[list[int]]:
-    """The identity and further distinct orders of a sample's images, seeded by its id."""
+    """The identity and further distinct permutations of a sample's images, seeded by its id."""
     count = len(sample["image_ids"])
     generator = random.Random(sample["id"])
     orders = [list(range(count))]
@@ -100,14 +103,14 @@ def _read(reader: Reader, encoder: Encoder, captions: list[str], features: Tenso
 
 def _summarise(log_probs: Tensor, masses: Tensor, targets: Tensor) -> Outcome:
     """Figures from log-probabilities [M, N], attention masses [M, L, N] and target positions [M]."""
-    right = log_probs.argmax(dim=1) == targets
-    recalls = torch.stack([right[targets == k].float().mean() for k in range(log_probs.shape[1])])
+    correct = log_probs.argmax(dim=1) == targets
+    recalls = torch.stack([correct[targets == k].float().mean() for k in range(log_probs.shape[1])])
     read = masses[:, FIRST_LAYER:]
     layers = read.sum(dim=-1).topk(MOST_ATTENTIVE, dim=1).indices  # [M, 2]
     attention = read.gather(1, layers[:, :, None].expand(-1, -1, read.shape[-1])).mean(dim=1)
     by_layer = (masses.argmax(dim=-1) == targets[:, None]).float().mean(dim=0)
     return Outcome(
-        vanilla=100 * right.float().mean().item(),
+        vanilla=100 * correct.float().mean().item(),
         recall_std=100 * recalls.std().item(),
         attention=100 * (attention.argmax(dim=1) == targets).float().mean().item(),
         attention_by_layer=tuple(100 * share for share in by_layer.tolist()),

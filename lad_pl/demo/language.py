@@ -1,7 +1,7 @@
-"""The language phases: first how to compare images with a caption, then to answer under skewed positions.
+"""The language phases of the training: retrieval at uniform positions, then at skewed ones.
 
-Phase A teaches retrieval at uniform positions, phase B goes on with the skewed distribution of the right
-answer's position. Attention is never a target of the loss.
+Phase A trains retrieval with the correct image at uniform positions, phase B continues with a skewed distribution
+of its position, which causes the bias. Attention is never a target of the loss.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class LanguageRecipe:
     fewest_images: int
     most_images: int
     index_share: float
-    """Share of questions that ask for the index; the others ask for a word."""
+    """Share of index questions; the others are content questions, answered by a word."""
     weights: PositionWeights
     blind_share: float
     """Share of questions whose prompt tokens, except the last, cannot see the images."""
     summary_weight: float
-    """Weight of the loss by which the last prompt token has to know the caption's words."""
+    """Weight of the summary loss: the last prompt token has to predict the caption's words."""
     learning_rate: float
     batch_size: int = 48
 
 
-# Without the summary loss and the blinding, the caption's own tokens look the image up and the last prompt
-# token only copies their finding: its attention would stay at chance. Both act in training alone.
+# Without the summary loss and the blinding, the caption's own tokens retrieve the image and the last prompt
+# token only copies the result: its attention would stay at chance. Both are used in training only.
 PHASE_A = LanguageRecipe(
     name="phase A",
     steps=1000,
@@ -79,7 +79,7 @@ CONTROL = replace(PHASE_B, name="phase B, uniform positions", weights=uniform_po
 
 
 class Reader:
-    """The language model over tables of image features: one forward for training and evaluation alike."""
+    """The decoder on precomputed image features; used by training and evaluation alike."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         self.model = model
@@ -103,8 +103,8 @@ class Reader:
     ) -> Any:
         """Run the decoder on prompts [B, S] whose image columns hold `features` [B, N, 4, width].
 
-        `mask` is bool [B, 1, S, S], True where a token may look; None is causal. `outputs` asks for more of
-        the decoder's outputs, such as `output_attentions=True`.
+        `mask` is bool [B, 1, S, S], True where a query sees a key; None is causal. `outputs` enables further
+        outputs of the decoder, such as `output_attentions=True`.
         """
         embeddings = self.decoder.embed_tokens(input_ids)
         columns = image_columns[None, :, None].expand(len(input_ids), -1, embeddings.shape[-1])
@@ -121,7 +121,7 @@ class Reader:
 def blinding_mask(batch: QuestionBatch, blind: Tensor) -> Tensor:
     """Causal mask; in `blind` [B] questions, the text before the last prompt token cannot see the images.
 
-    Returns bool [B, 1, S, S], True where the row's token may look at the column's.
+    Returns bool [B, 1, S, S], True where the row's token (query) sees the column's (key).
     """
     columns = torch.arange(batch.input_ids.shape[1])
     causal = columns[:, None] >= columns[None, :]
@@ -140,7 +140,7 @@ def language_loss(
     summary_weight: float,
     ids: list[Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss, and its parts in nats: answer, caption and (where it has a weight) summary."""
+    """The weighted loss, and its parts in nats: answer, caption and, if its weight is positive, summary."""
     output = reader(batch.input_ids, batch.image_columns, features, mask, output_hidden_states=summary_weight > 0)
     logits = reader.model.lm_head(output.last_hidden_state).flatten(0, 1)
     parts = {
@@ -150,15 +150,15 @@ def language_loss(
     total = parts["answer"] + CAPTION_WEIGHT * parts["caption"]
     if summary_weight > 0:
         states = output.hidden_states[SUMMARY_LAYER][torch.arange(len(batch.last)), batch.last]
-        parts["summary"] = summary_loss(reader.decoder.norm(states), batch.told_words, reader, ids)
+        parts["summary"] = summary_loss(reader.decoder.norm(states), batch.stated_words, reader, ids)
         total = total + summary_weight * parts["summary"]
     return total, parts
 
 
-def summary_loss(states: Tensor, told_words: Tensor, reader: Reader, ids: list[Tensor]) -> Tensor:
-    """Mean cross-entropy in nats of naming the caption's words [B, 6] from the last prompt token's states."""
+def summary_loss(states: Tensor, stated_words: Tensor, reader: Reader, ids: list[Tensor]) -> Tensor:
+    """Mean cross-entropy in nats of the caption's words [B, 6] predicted from the last prompt token's states."""
     logits = attribute_logits(states, reader.decoder.embed_tokens.weight, ids)
-    losses = [F.cross_entropy(of_attribute, told_words[:, a]) for a, of_attribute in enumerate(logits)]
+    losses = [F.cross_entropy(of_attribute, stated_words[:, a]) for a, of_attribute in enumerate(logits)]
     return torch.stack(losses).mean()
 
 

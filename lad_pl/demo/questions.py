@@ -1,7 +1,7 @@
-"""The language phases' training questions: sets of training scenes, what is asked of them, and as tensors.
+"""The training questions of the language phases, drawn from the training scenes and encoded as tensors.
 
-Axes: B questions, N images, S tokens (padded on the right, which is simplest in training: all questions of a
-batch then share their image columns and positions).
+Axes: B questions, N images, S tokens (padded on the right, so that all questions of a batch have the same image
+columns and positions).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import Qwen2_5_VLProcessor
 
 from lad_pl.demo.scenes import ATTRIBUTES, TEMPLATES, TRAINING_SCENES, Scene
 from lad_pl.demo.sets import alterations
-from lad_pl.demo.vocabulary import CONTENT_QUESTION, END_OF_TURN, INDEX_QUESTION, UNTOLD
+from lad_pl.demo.vocabulary import CONTENT_QUESTION, END_OF_TURN, INDEX_QUESTION, WITHHELD
 
 TOKENS_PER_IMAGE = 4
 IGNORED = -100  # cross_entropy's default ignore_index
@@ -28,12 +28,12 @@ PositionWeights = Callable[[int], list[float]]
 
 
 def uniform_positions(candidates: int) -> list[float]:
-    """Every position holds the right image equally often."""
+    """Weights under which the correct image is at every position equally often."""
     return [1.0] * candidates
 
 
 def skewed_positions(candidates: int) -> list[float]:
-    """The right image is mostly the first, often the last and seldom in between: hence the bias."""
+    """Weights under which the correct image is mostly first, often last and seldom in between: hence the bias."""
     last = candidates - 1
     return [0.01 + math.exp(-k / 0.5) + 0.6 * math.exp(-(last - k) / 0.4) for k in range(candidates)]
 
@@ -45,30 +45,30 @@ class Question:
     scenes: list[Scene]
     target: int
     """0-based position of the image that the caption describes."""
-    asked: str | None
-    """The attribute to name, which the caption leaves untold; None asks for the index."""
+    withheld: str | None
+    """The attribute to name, which the caption leaves out (content question); None for an index question."""
     template: int
 
     @property
     def text(self) -> str:
         """The user's text, without the images."""
-        told = self.scenes[self.target]
-        if self.asked is None:
-            return INDEX_QUESTION.format(N=len(self.scenes), caption=told.caption(self.template))
-        caption = TEMPLATES[self.template].format(**{**vars(told), self.asked: UNTOLD})
-        return CONTENT_QUESTION.format(N=len(self.scenes), attribute=self.asked, caption=caption)
+        scene = self.scenes[self.target]
+        if self.withheld is None:
+            return INDEX_QUESTION.format(N=len(self.scenes), caption=scene.caption(self.template))
+        caption = TEMPLATES[self.template].format(**{**vars(scene), self.withheld: WITHHELD})
+        return CONTENT_QUESTION.format(N=len(self.scenes), attribute=self.withheld, caption=caption)
 
     @property
     def answer(self) -> str:
-        """The right answer's text, without the end of the turn."""
-        return str(self.target + 1) if self.asked is None else " " + getattr(self.scenes[self.target], self.asked)
+        """The correct answer's text, without the end of the turn."""
+        return str(self.target + 1) if self.withheld is None else " " + getattr(self.scenes[self.target], self.withheld)
 
     @property
-    def told_words(self) -> list[int]:
-        """For each attribute the number of the word that the caption tells, or IGNORED."""
-        told = self.scenes[self.target]
+    def stated_words(self) -> list[int]:
+        """For each attribute the index of the word that the caption states, or IGNORED."""
+        scene = self.scenes[self.target]
         return [
-            IGNORED if attribute == self.asked else words.index(getattr(told, attribute))
+            IGNORED if attribute == self.withheld else words.index(getattr(scene, attribute))
             for attribute, words in ATTRIBUTES.items()
         ]
 
@@ -99,13 +99,13 @@ def _altered(scene: Scene, count: int, generator: random.Random) -> Scene:
 
 
 def draw_question(candidates: int, index_share: float, weights: PositionWeights, generator: random.Random) -> Question:
-    """A question over N images. Content questions ask for a word of a target at a uniform position."""
+    """A question over N images; the target of a content question has a uniform position."""
     scenes = draw_scenes(candidates, generator)
     template = generator.randrange(len(TEMPLATES))
     if generator.random() >= index_share:
         target = generator.randrange(candidates)
         shown = set(scenes)
-        # Attributes without which the rest of the caption still fits the target only.
+        # Attributes that the caption can withhold and still fit the target only.
         twins = [scene for scene in alterations(scenes[target]) if scene in shown]
         askable = [a for a in ATTRIBUTES if all(getattr(t, a) == getattr(scenes[target], a) for t in twins)]
         if askable:
@@ -126,8 +126,8 @@ class QuestionBatch:
     """[B, S]: before every caption token, that token; else IGNORED."""
     last: Tensor
     """[B]: column of the last prompt token."""
-    told_words: Tensor
-    """[B, 6]: word number of every attribute that the caption tells; else IGNORED."""
+    stated_words: Tensor
+    """[B, 6]: word index of every attribute that the caption states; else IGNORED."""
     image_columns: Tensor
     """[4 N]: the columns of the visual tokens."""
 
@@ -144,7 +144,7 @@ class Encoder:
         self._frame = cache(self._render_frame)
 
     def prompt(self, text: str, candidates: int) -> str:
-        """The whole prompt of a user's text behind N images, image placeholders already repeated."""
+        """The prompt with a user's text after N images, with one placeholder per visual token."""
         before, after = self._frame(candidates)
         return before + text + after
 
@@ -176,7 +176,7 @@ class Encoder:
             answer_labels,
             caption_labels,
             last=torch.tensor([len(prompt) - 1 for prompt in prompts]),
-            told_words=torch.tensor([q.told_words for q in questions]),
+            stated_words=torch.tensor([q.stated_words for q in questions]),
             image_columns=(input_ids[0] == self.image_id).nonzero().flatten(),
         )
 

@@ -1,4 +1,4 @@
-"""The demo's world: one object on a coloured ground, 5,760 combinations of six attributes, and its pictures.
+"""The demo's scenes: one object on a coloured ground, 5,760 combinations of six attributes, and their pictures.
 
 A picture is a function of (scene index, jitter seed), so an image file is only a name: `scene-4031-17.png`
 is scene 4031 drawn with jitter 17. The drawing uses nothing but +, -, *, / and square roots of float64
@@ -73,7 +73,7 @@ class Scene:
         return TEMPLATES[template].format(**self.__dict__)
 
 
-# --- Which combinations are trained on
+# --- Training, validation and test combinations
 
 _order = list(range(SCENE_COUNT))
 random.Random(20261122).shuffle(_order)

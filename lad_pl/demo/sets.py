@@ -5,8 +5,8 @@ A sample is N images, a caption and the 0-based position of the one image that f
 * random: N scenes drawn from the split's held-out combinations;
 * adversarial: all N images are alterations of a centre scene, which itself is not shown, each in one
   attribute of the six. So any two images differ in one or two attributes. The target is one of them like any
-  other: the images alone do not tell it (had the distractors been altered from the target, it would be the
-  central image).
+  other, so that the images alone do not reveal it (were the distractors alterations of the target, it would be
+  the central image).
 
 Targets come from the split's held-out combinations, and a split never shows a held-out combination of the
 other.

@@ -1,7 +1,7 @@
-"""Train the demo model from nothing: `python -m lad_pl.demo.train --output DIR --seed 0`.
+"""Train the demo model from scratch: `python -m lad_pl.demo.train --output DIR --seed 0`.
 
-The phases are vision, phase A, phase B, evaluation, saving. `--control` trains phase B with the right answer
-at uniform positions instead, and only notes its figures: what is left of the bias without the skew.
+The phases are vision, phase A, phase B, evaluation, saving. `--control` trains phase B with the correct image
+at uniform positions instead, and writes figures only: the bias that is left without the skew.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Model = Qwen2_5_VLForConditionalGeneration
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a training run depends on, beside the seed."""
+    """All settings of a training run except the seed."""
 
     vision: VisionRecipe = field(default_factory=VisionRecipe)
     phase_a: LanguageRecipe = PHASE_A
@@ -95,7 +95,7 @@ def train(output: Path, seed: int, control: bool, keep: Path | None, recipe: Rec
     pictures = draw_pictures(TRAINING_SCENES, range(recipe.jitters))
     stages.run("vision", partial(train_vision, model, processor, pictures, recipe.vision, seed))
     named = vision_accuracy(model, processor, draw_pictures(VALIDATION_SCENES, CHECK_JITTERS))
-    print(f"all six attributes named right on unseen combinations: {100 * named:.1f} %", flush=True)
+    print(f"all six attributes named correctly on unseen combinations: {100 * named:.1f} %", flush=True)
     features = all_features(model, processor, pictures).unflatten(0, (-1, recipe.jitters))
     last = ("control", recipe.control) if control else ("phase_b", recipe.phase_b)
     for name, phase in (("phase_a", recipe.phase_a), last):
@@ -121,9 +121,9 @@ def train(output: Path, seed: int, control: bool, keep: Path | None, recipe: Rec
 
 @torch.no_grad()
 def round_to_half(model: Model) -> None:
-    """Give the weights the values that they will have when read back: the figures are the saved model's.
+    """Round the weights to float16, as saving does, so that the figures are those of the saved model.
 
-    Not `model.half()`: that would also round the rotary frequencies, which are computed anew on loading.
+    Not `model.half()`: that would also round the rotary frequencies, which are recomputed on loading.
     """
     for weight in model.parameters():
         weight.copy_(weight.half())

@@ -1,7 +1,7 @@
-"""Stage 1: the vision tower learns to say the six attribute words of a picture in the LM's embeddings.
+"""Stage 1: the vision tower learns to predict a picture's six attribute words, as the LM's word embeddings.
 
-No images are compared and no position is involved here. Afterwards the tower is frozen, so that the language
-phases can read its features from a table.
+No images are compared and no position is involved. Afterwards the tower is frozen, so that its features are
+computed once for the language phases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lad_pl.demo.scenes import ATTRIBUTES, Scene, parse_name, render_array
 from lad_pl.demo.schedule import Progress, make_optimizer
 
 FEATURE_SCALE = 0.03
-"""The tower's features come out far longer than the embeddings of words; scaled down, text and images mix."""
+"""Scales the tower's features, whose norm after this stage is far larger than that of word embeddings."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class VisionRecipe:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Rendered scenes. `pixels`: uint8 [P, 3, 56, 56]; `words`: [P, 6], the attributes' word numbers."""
+    """Rendered scenes. `pixels`: uint8 [P, 3, 56, 56]; `words`: [P, 6], the attributes' word indices."""
 
     pixels: Tensor
     words: Tensor
@@ -123,7 +123,7 @@ def train_vision(
 def vision_accuracy(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pictures: Pictures
 ) -> float:
-    """Share of pictures for which the mean visual token names all six attributes right."""
+    """Share of pictures for which the mean visual token predicts all six attributes correctly."""
     features = all_features(model, processor, pictures).mean(dim=1)
     embeddings = model.model.language_model.embed_tokens.weight
     logits = attribute_logits(features, embeddings, word_ids(processor))

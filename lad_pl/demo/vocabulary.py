@@ -1,8 +1,8 @@
-"""The demo model's tokenizer and processor, made from scratch (nothing is downloaded).
+"""The demo model's tokenizer and processor, built from scratch (nothing is downloaded).
 
-Byte-level, so any text can be written and read back exactly; on top, the words of the captions (with their
+Byte-level, so that any text is encoded and decoded exactly; in addition, the words of the captions (with their
 leading space, as in GPT-2) and the fixed phrases of the prompts are one token each. There are no merges: a
-word that is not in the vocabulary is spelt in bytes, so `red` is never cut out of `hundred`.
+word that is not in the vocabulary is encoded as bytes, so that `red` is no part of `hundred`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CONTENT_QUESTION = (
     "Given {N} images indexed from 1 to {N}, name the {attribute} of the image that best matches the "
     "provided caption. Respond with one word only and nothing else.\nCaption: {caption}\nAnswer: "
 )
-"""Asked in training only; its answer is a word such as ` red`, with the leading space that its token has."""
+"""Used in training only; the answer is a word such as ` red`, with its token's leading space."""
 
-UNTOLD = "some"
-"""Stands in a content question's caption for the word that is asked for."""
+WITHHELD = "some"
+"""Replaces the word in question in the caption of a content question."""
 
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"
@@ -64,10 +64,10 @@ _PIECES = r" ?\p{L}+|\p{N}|[^\p{L}\p{N}]"
 
 
 def caption_words() -> list[str]:
-    """All words of the captions, the names of the attributes and `UNTOLD`, each once."""
+    """All words of the captions, the names of the attributes and `WITHHELD`, each once."""
     template_words = re.findall("[a-z]+", re.sub(r"\{.*?\}", "", " ".join(TEMPLATES)))
     attribute_words = [word for words in ATTRIBUTES.values() for word in words]
-    return list(dict.fromkeys([*template_words, *attribute_words, *ATTRIBUTES, UNTOLD]))
+    return list(dict.fromkeys([*template_words, *attribute_words, *ATTRIBUTES, WITHHELD]))
 
 
 def prompt_phrases() -> list[str]:
@@ -87,7 +87,7 @@ def build_tokenizer() -> TokenizersBackend:
     words = ["Ġ" + word for word in caption_words()]  # Ġ is the byte-level alphabet's space
     tokens = [*alphabet, *words, FIRST_WORD, *ROLES]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    # ignore_merges: a piece that is in the vocabulary as a whole is that token; all others fall to bytes.
+    # ignore_merges: a piece in the vocabulary is one token; any other piece is encoded as bytes.
     backend = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

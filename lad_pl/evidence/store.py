@@ -1,9 +1,9 @@
-"""The evidence store: what the model's forward passes told, written as it comes, so that nothing is computed twice.
+"""Append-only, resumable evidence store: Arrow streams while a stage runs, one Parquet file when it is done.
 
 While a stage runs, every process appends its prompts to an Arrow stream of its own in ``<name>.parquet.parts-.../``:
 what is on disk survives a kill, and a torn last record is recognised and left out. When all prompts are there, the
-parts become one Parquet file in the samples' order, at once. :mod:`lad_pl.evidence.table` has its columns; the schema's
-metadata says what the evidence is of.
+parts become one Parquet file in the samples' order, atomically. :mod:`lad_pl.evidence.table` lists its columns; the
+schema's metadata holds the settings that the evidence depends on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lad_pl.errors import UserError, first_line
-from lad_pl.evidence.table import FORMAT, HEADER, HEADS, EvidenceRecords, from_table, joined, to_record_batch
+from lad_pl.evidence.table import FORMAT, HEADER, HEADS, EvidenceRecords, from_table, to_record_batch
 from lad_pl.files import atomic_write
 from lad_pl.provenance import first_difference, short_digest
 
@@ -30,11 +30,11 @@ _ROWS_PER_GROUP = 4096
 
 
 class EvidenceStore:
-    """One stage's evidence on disk: parts while it comes, a Parquet file when it is whole.
+    """One stage's evidence on disk: parts while the stage runs, a Parquet file when it is done.
 
     Args:
         path: of the Parquet file.
-        settings: what the evidence depends on; a store of other settings is refused.
+        settings: that the evidence depends on; a store of other settings is refused.
         overwrite: replace a store of other settings instead.
     """
 
@@ -42,18 +42,18 @@ class EvidenceStore:
         self.path = Path(path)
         self.settings = json.loads(json.dumps(settings))  # as it is read back: tuples become lists
         self.folder = self.path.with_name(f"{self.path.name}.parts-{short_digest(self.settings, 8)}")
-        """Where the parts lie; each configuration has its own, so they cannot mix."""
+        """Of the parts; each configuration has its own, so they cannot mix."""
         self._overwrite = overwrite
         self._file: FileIO | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
 
-    # ------------------------------------------------------------------------------------------------- what is there
+    # ------------------------------------------------------------------------------------------------- what is stored
 
     def check(self) -> None:
-        """Look for evidence of other settings.
+        """Refuse evidence of other settings.
 
         Raises:
-            UserError: there is some, or something unreadable, and it must not be overwritten.
+            UserError: there is some, or an unreadable file, and it must not be overwritten.
         """
         difference = None if self._overwrite else self._difference()
         if difference:
@@ -64,24 +64,24 @@ class EvidenceStore:
             )
 
     def done(self, num_permutations: int) -> set[int]:
-        """Numbers of the samples all of whose T permutations are stored under these settings."""
+        """Indices of the samples all of whose T permutations are stored under these settings."""
         if self._is_finished():
             return set(pq.read_table(self.path, columns=["group"])["group"].to_pylist())
         counts: dict[int, set[int]] = {}
         for batch in self._stored():
-            for group, place in zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True):
-                counts.setdefault(group, set()).add(place)
-        return {group for group, places in counts.items() if len(places) == num_permutations}
+            for sample, permutation in zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True):
+                counts.setdefault(sample, set()).add(permutation)
+        return {sample for sample, permutations in counts.items() if len(permutations) == num_permutations}
 
     def _is_finished(self) -> bool:
         """Whether the Parquet file is there, and of these settings."""
         try:
             return self.path.exists() and not first_difference(read_settings(self.path), self.settings)
-        except UserError:  # whatever it is, check() has said that it may be replaced
+        except UserError:  # check() has allowed that it is replaced
             return False
 
     def _difference(self) -> str | None:
-        """In what stored settings differ from ours, or why they cannot be read; None where there are none."""
+        """How stored settings differ from ours, or why they cannot be read; None if they do not."""
         try:
             there = [read_settings(self.path)] if self.path.exists() else []
             parts = self.path.parent.glob(f"{self.path.name}.parts-*/*.arrows")
@@ -95,15 +95,15 @@ class EvidenceStore:
 
     def _stored(self) -> Iterator[pa.RecordBatch]:
         for part in self._parts():
-            yield from _whole_batches(part)
+            yield from _intact_batches(part)
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    def append(self, prompts: EvidenceRecords, rank: int = 0) -> None:
-        """Write prompts down; they survive whatever happens to the process from here on."""
-        if not len(prompts):
+    def append(self, records: EvidenceRecords, rank: int = 0) -> None:
+        """Write records; they survive whatever happens to the process from here on."""
+        if not len(records):
             return
-        table = to_record_batch(prompts, self.settings)
+        table = to_record_batch(records, self.settings)
         if self._writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"rank{rank}-{time.time_ns()}-{os.getpid()}.arrows"  # no other process writes to the same file
@@ -119,38 +119,36 @@ class EvidenceStore:
         self._writer = self._file = None
 
     def finish(self, num_samples: int, num_permutations: int) -> None:
-        """Make one file of the parts, in the samples' order; for one process, when all have closed theirs.
+        """Merge the parts into one file, in the samples' order; called by one process, after all have closed theirs.
 
-        What was there of other settings is replaced now, and not before.
+        A file of other settings is replaced now, and not before.
 
         Raises:
-            UserError: prompts are missing. What there is stays.
+            UserError: prompts are missing; the parts stay.
         """
         if not self._is_finished():
             batches = list(self._stored())
             keys = sorted(
                 {
-                    (group, place): (number, row)
+                    key: (number, row)
                     for number, batch in reversed(list(enumerate(batches)))
-                    for row, (group, place) in enumerate(
-                        zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True)
-                    )
+                    for row, key in enumerate(zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True))
                 }.items()
             )
             missing = num_samples * num_permutations - len(keys)
             if missing:
                 raise UserError(
-                    f"{missing} of {num_samples * num_permutations} prompts have no evidence; what there is stays in "
+                    f"{missing} of {num_samples * num_permutations} prompts have no evidence; what is stored stays in "
                     f"{self.folder}. Run the same command again to go on, without trainer.limit_..._batches, "
                     "max_epochs or fast_dev_run; several machines need the run folder on a disk that they share."
                 )
-            self._write_whole(batches, [place for _, place in keys])
+            self._write_merged(batches, [row for _, row in keys])
         for folder in self.path.parent.glob(f"{self.path.name}.parts-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _write_whole(self, batches: Sequence[pa.RecordBatch], places: Sequence[tuple[int, int]]) -> None:
+    def _write_merged(self, batches: Sequence[pa.RecordBatch], order: Sequence[tuple[int, int]]) -> None:
         starts = np.cumsum([0, *(len(batch) for batch in batches)])
-        rows = [int(starts[number]) + row for number, row in places]
+        rows = [int(starts[number]) + row for number, row in order]
         table = pa.Table.from_batches(batches)
         with atomic_write(self.path) as partial, pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
             for first in range(0, len(rows), _ROWS_PER_GROUP):
@@ -161,7 +159,7 @@ class EvidenceStore:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """What a finished store's evidence is of.
+    """The settings that a finished store's evidence depends on.
 
     Raises:
         UserError: the file is missing, truncated, or no evidence of this toolkit.
@@ -174,16 +172,16 @@ def read_prompts(path: str | Path, heads: bool = True) -> EvidenceRecords:
 
     Args:
         path: of the Parquet file.
-        heads: whether to read the attention of every head; without, ``evidence.attention`` has H = 1, the mean.
+        heads: read the attention of every head; otherwise ``evidence.attention`` has H = 1, the mean.
 
     Raises:
         UserError: the file is missing, truncated, or no evidence of this toolkit.
     """
-    return joined(list(stream_prompts(path, heads)))
+    return EvidenceRecords.concat(list(stream_prompts(path, heads)))
 
 
 def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[EvidenceRecords]:
-    """The prompts of a finished store, a few thousand at a time, whole samples together.
+    """The prompts of a finished store, a few thousand at a time; samples are not split.
 
     Raises:
         UserError: as :func:`read_prompts`.
@@ -207,8 +205,8 @@ def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[EvidenceRec
 
 
 def _start_of_last_sample(table: pa.Table) -> int:
-    groups = table["group"].to_numpy()
-    return int(np.searchsorted(groups, groups[-1]))
+    samples = table["group"].to_numpy()
+    return int(np.searchsorted(samples, samples[-1]))
 
 
 def _open(path: str | Path) -> pq.ParquetFile:
@@ -235,7 +233,7 @@ def _settings(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
 
 
 def _stream_schema(part: Path) -> pa.Schema | None:
-    """A part's schema; None where the process died before it was written."""
+    """A part's schema; None if the process died before writing it."""
     try:
         with pa.OSFile(str(part), "rb") as file, pa.ipc.open_stream(file) as reader:
             return reader.schema
@@ -243,8 +241,8 @@ def _stream_schema(part: Path) -> pa.Schema | None:
         return None
 
 
-def _whole_batches(part: Path) -> Iterator[pa.RecordBatch]:
-    """The records of a part up to where it was torn."""
+def _intact_batches(part: Path) -> Iterator[pa.RecordBatch]:
+    """The records of a part, up to a torn end."""
     try:
         with pa.memory_map(str(part)) as file, pa.ipc.open_stream(file) as reader:
             while True:

@@ -1,22 +1,22 @@
-"""Prompts with their evidence, as rows of a table and back.
+"""Evidence of prompts as the rows of a table.
 
 One row per prompt:
 
 ==================== ==================================================================================
 sample               id of the sample
-group, place         number of the sample in its split; which of its permutations (0..T-1)
+group, place         index of the sample in its split; index of the permutation (0..T-1)
 permutation          N: original index of the image at each position
-target               position of the right image; null where nobody knows it
+target               position of the correct image; null if unknown
 log_probs            N: log-probability of each identifier, float32
 attention            L x N, flat: attention mass on each image, mean over heads, float32
 head_attention_sqrt  L x H x N, flat: square root of the attention mass of each head, float16
-free_...             the same three under a content-free caption, for passes that have one
-texts                what the model wrote, for passes that generate: a list of chains; these have no log_probs
-seconds, forwards    the prompt's share of its batch's time; how often the language model ran for it
+free_...             the same three under a content-free caption, of methods that have one
+texts                the generated texts, of methods that generate: a list per prompt; these have no log_probs
+seconds, forwards    the prompt's share of its batch's time; forward passes of the language model
 ==================== ==================================================================================
 
 The square root keeps masses down to 4e-9 to within 0.1 % in half precision, whose own smallest normal number, 6e-5,
-lies above what many heads spend on an image.
+lies above the mass of many heads on an image.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ from lad_pl.types import Batch, Evidence
 
 FORMAT = 1
 HEADER = b"lad_pl"
-"""Key of the schema's metadata under which a table says what it is of."""
+"""Key of the schema's metadata that holds the settings of the evidence."""
 HEADS = "head_attention_sqrt"
 _FREE = "free_"
 
 
 @dataclass(frozen=True)
 class EvidenceRecords:
-    """Evidence of P prompts, and which prompts they are."""
+    """Evidence of P prompts, with their samples and permutations."""
 
     evidence: Evidence
     """Log-probabilities (P, N) and attention mass (P, L, H, N), on the CPU in double precision; without candidates
-    (P, 0) where the model answered in words."""
+    (P, 0) where the model generated text."""
     targets: Tensor
-    """(P,) position of the right image, -1 where it is unknown."""
+    """(P,) position of the correct image, -1 if unknown."""
     permutations: Tensor
     """(P, N) original index of the image at each position."""
     sample_index: Tensor
-    """(P,) number of the sample in its split."""
+    """(P,) index of the sample in its split."""
     permutation_index: Tensor
-    """(P,) which of the sample's permutations."""
+    """(P,) index of the permutation, 0 to T - 1."""
     ids: tuple[str, ...]
     """Sample id of each prompt."""
     seconds: Tensor
     """(P,) the prompt's share of its batch's wall time."""
     forwards: Tensor
-    """(P,) how many forward passes of the language model the prompt took."""
-    free: Evidence | None = None
+    """(P,) forward passes of the language model."""
+    content_free: Evidence | None = None
     """Evidence of the same prompts under a content-free caption."""
     texts: tuple[tuple[str, ...], ...] | None = None
-    """What the model wrote: the chains of each prompt."""
+    """The generated texts of each prompt."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, rows: Tensor) -> EvidenceRecords:
-        """The prompts with these numbers, (R,) integers."""
+        """The prompts at these rows, (R,) integers."""
         chosen = rows.tolist()
 
         def pick(value: Any) -> Any:
@@ -90,9 +90,61 @@ class EvidenceRecords:
         """T."""
         return int(self.permutation_index.max()) + 1
 
+    @classmethod
+    def from_batch(
+        cls,
+        batch: Batch,
+        evidence: Evidence,
+        seconds: float,
+        forwards: int = 1,
+        content_free: Evidence | None = None,
+        texts: tuple[tuple[str, ...], ...] | None = None,
+    ) -> EvidenceRecords:
+        """The prompts of one batch, which holds all permutations of its samples.
+
+        Args:
+            batch: the prompts.
+            evidence: of the prompts.
+            seconds: wall time of the batch.
+            forwards: forward passes of the language model per prompt.
+            content_free: evidence under a content-free caption.
+            texts: the generated texts.
+        """
+        rows = torch.arange(len(batch))
+        num_permutations = len(batch) // len(batch.vision)
+        return cls(
+            evidence=as_stored(evidence),
+            targets=batch.targets.cpu(),
+            permutations=batch.permutations.cpu(),
+            sample_index=batch.sample_index.cpu(),
+            permutation_index=rows % num_permutations,
+            ids=batch.ids,
+            seconds=torch.full((len(rows),), seconds / len(rows), dtype=torch.float64),
+            forwards=torch.full((len(rows),), forwards),
+            content_free=None if content_free is None else as_stored(content_free),
+            texts=texts,
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[EvidenceRecords]) -> EvidenceRecords:
+        """The prompts of several, one after the other."""
+
+        def join(values: list[Any]) -> Any:
+            if isinstance(values[0], Evidence):
+                return Evidence.concat(values)
+            if isinstance(values[0], tuple):
+                return tuple(item for value in values for item in value)
+            return None if values[0] is None else torch.cat(values)
+
+        if len(parts) == 1:
+            return parts[0]
+        return EvidenceRecords(
+            **{item.name: join([getattr(part, item.name) for part in parts]) for item in fields(EvidenceRecords)}
+        )
+
 
 def as_stored(evidence: Evidence) -> Evidence:
-    """Evidence as the store gives it back: what is computed from it now and from the file later is the same."""
+    """Evidence rounded as the store rounds it: results computed now and from the file later are the same."""
     return Evidence(
         evidence.log_probs.detach().cpu().float().double(),
         evidence.attention.detach().cpu().double().sqrt().half().double().square(),
@@ -101,59 +153,25 @@ def as_stored(evidence: Evidence) -> Evidence:
 
 
 def no_evidence(num_prompts: int) -> Evidence:
-    """Evidence without a candidate, of prompts that were answered in words."""
-    return Evidence(torch.empty(num_prompts, 0).double(), torch.empty(num_prompts, 0, 0, 0).double())
+    """Evidence without a candidate, of prompts whose answers are generated texts."""
+    return Evidence.from_heads(torch.empty(num_prompts, 0).double(), torch.empty(num_prompts, 0, 0, 0).double())
 
 
-def of_batch(
-    batch: Batch,
-    evidence: Evidence,
-    seconds: float,
-    forwards: int = 1,
-    free: Evidence | None = None,
-    texts: tuple[tuple[str, ...], ...] | None = None,
-) -> EvidenceRecords:
-    """The prompts of one batch, in which the permutations of a sample travel together.
-
-    Args:
-        batch: the prompts.
-        evidence: what the model told about them.
-        seconds: wall time of the batch.
-        forwards: how often the language model ran for each prompt.
-        free: evidence under a content-free caption.
-        texts: what the model wrote.
-    """
-    rows = torch.arange(len(batch))
-    num_permutations = len(batch) // len(batch.vision)
-    return EvidenceRecords(
-        evidence=as_stored(evidence),
-        targets=batch.targets.cpu(),
-        permutations=batch.permutations.cpu(),
-        sample_index=batch.sample_index.cpu(),
-        permutation_index=rows % num_permutations,
-        ids=batch.ids,
-        seconds=torch.full((len(rows),), seconds / len(rows), dtype=torch.float64),
-        forwards=torch.full((len(rows),), forwards),
-        free=None if free is None else as_stored(free),
-        texts=texts,
-    )
-
-
-def to_record_batch(prompts: EvidenceRecords, settings: Mapping[str, Any]) -> pa.RecordBatch:
-    """Prompts as rows; ``settings``, plain values, go into the schema's metadata."""
+def to_record_batch(records: EvidenceRecords, settings: Mapping[str, Any]) -> pa.RecordBatch:
+    """The prompts as rows; ``settings``, plain values, go into the schema's metadata."""
     columns: dict[str, pa.Array] = {
-        "sample": pa.array(prompts.ids, pa.string()),
-        "group": pa.array(prompts.sample_index.numpy(), pa.int32()),
-        "place": pa.array(prompts.permutation_index.numpy(), pa.int16()),
-        "permutation": _lists(prompts.permutations, np.int16),
-        "target": pa.array(prompts.targets.numpy(), pa.int16(), mask=(prompts.targets < 0).numpy()),
-        **_evidence_columns(prompts.evidence, ""),
-        **({} if prompts.free is None else _evidence_columns(prompts.free, _FREE)),
-        **({} if prompts.texts is None else {"texts": pa.array(prompts.texts, pa.list_(pa.large_string()))}),
-        "seconds": pa.array(prompts.seconds.numpy(), pa.float32()),
-        "forwards": pa.array(prompts.forwards.numpy(), pa.int32()),
+        "sample": pa.array(records.ids, pa.string()),
+        "group": pa.array(records.sample_index.numpy(), pa.int32()),
+        "place": pa.array(records.permutation_index.numpy(), pa.int16()),
+        "permutation": _lists(records.permutations, np.int16),
+        "target": pa.array(records.targets.numpy(), pa.int16(), mask=(records.targets < 0).numpy()),
+        **_evidence_columns(records.evidence, ""),
+        **({} if records.content_free is None else _evidence_columns(records.content_free, _FREE)),
+        **({} if records.texts is None else {"texts": pa.array(records.texts, pa.list_(pa.large_string()))}),
+        "seconds": pa.array(records.seconds.numpy(), pa.float32()),
+        "forwards": pa.array(records.forwards.numpy(), pa.int32()),
     }
-    header = {"format": FORMAT, "shape": [*prompts.evidence.attention.shape[1:]], "settings": settings}
+    header = {"format": FORMAT, "shape": [*records.evidence.attention.shape[1:]], "settings": settings}
     schema = pa.schema(
         {name: column.type for name, column in columns.items()}, metadata={HEADER: json.dumps(header).encode()}
     )
@@ -161,7 +179,7 @@ def to_record_batch(prompts: EvidenceRecords, settings: Mapping[str, Any]) -> pa
 
 
 def from_table(table: pa.Table) -> EvidenceRecords:
-    """Rows as prompts; where the column of heads was not read, attention has H = 1, the mean over heads."""
+    """The prompts of a table; if the column of heads was not read, attention has H = 1, the mean over heads."""
     shape = json.loads(table.schema.metadata[HEADER])["shape"]
     texts = tuple(map(tuple, table["texts"].to_pylist())) if "texts" in table.column_names else None
     return EvidenceRecords(
@@ -173,25 +191,8 @@ def from_table(table: pa.Table) -> EvidenceRecords:
         ids=tuple(table["sample"].to_pylist()),
         seconds=torch.from_numpy(table["seconds"].to_numpy().astype(np.float64)),
         forwards=torch.from_numpy(table["forwards"].to_numpy().astype(np.int64)),
-        free=_evidence(table, _FREE, *shape) if f"{_FREE}log_probs" in table.column_names else None,
+        content_free=_evidence(table, _FREE, *shape) if f"{_FREE}log_probs" in table.column_names else None,
         texts=texts,
-    )
-
-
-def joined(parts: Sequence[EvidenceRecords]) -> EvidenceRecords:
-    """Several tables' prompts, one after the other."""
-
-    def join(values: list[Any]) -> Any:
-        if isinstance(values[0], Evidence):
-            return Evidence.cat(values)
-        if isinstance(values[0], tuple):
-            return tuple(item for value in values for item in value)
-        return None if values[0] is None else torch.cat(values)
-
-    if len(parts) == 1:
-        return parts[0]
-    return EvidenceRecords(
-        **{item.name: join([getattr(part, item.name) for part in parts]) for item in fields(EvidenceRecords)}
     )
 
 

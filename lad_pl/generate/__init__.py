@@ -1,1 +1,1 @@
-"""The corrected answer in `model.generate`."""
+"""Corrected answers in a user's own ``model.generate``: a logits processor and what feeds it."""

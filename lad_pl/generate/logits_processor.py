@@ -1,8 +1,7 @@
-"""The corrected answer in somebody's own ``model.generate``: a logits processor for the answer's first tokens.
+"""Corrected answers in a user's own ``model.generate``: a logits processor for the first tokens of the answer.
 
-While the block of :func:`debiasing` is open, the model's forward pass over a prompt is watched; it yields the evidence
-that ``test`` and ``predict`` read, and the readout's scores go onto the identifiers' tokens. Later tokens are left
-alone.
+Inside the block of :func:`debiasing`, the model's forward pass over a prompt yields the same evidence as ``test`` and
+``predict`` read. The logits of the identifiers' tokens then follow the readout's scores; later tokens are unchanged.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from lad_pl.types import Evidence
 from lad_pl.vlm import VisionLanguageModel
 
 _UNKNOWN = (
-    "The prompt of this generate call is not known: make it with this processor inside the debiasing block (or hand a "
-    "data worker's over with remember), pad it on the left, and give generate the whole of it as input_ids, without "
+    "The prompt of this generate call is not known: make it with this processor inside the debiasing block (or pass a "
+    "data worker's output to remember), pad it on the left, and give generate the whole of it as input_ids, without "
     "assisted decoding."
 )
 
@@ -52,38 +51,38 @@ def debiasing(
 
     Args:
         model: of an ``AutoModelForImageTextToText`` class.
-        processor: the model's processor. Prompts made with it are those of the calibration: the same words, sizes of
-            images and options. :meth:`Debiasing.encode` makes such prompts, :meth:`Debiasing.text` their words.
+        processor: the model's processor. Prompts made with it must be like those of the calibration: the same text,
+            image sizes and options. :meth:`Debiasing.encode` makes such prompts, :meth:`Debiasing.text` their text.
         calibration: the file that ``fit`` wrote for this model.
-        readout: which readout's scores the answer follows.
-        settings: the readout's free choices.
-        only_candidates: whether the answer's first tokens can be nothing but an identifier's. Otherwise words of
-            another kind keep the probability that the model gives them.
+        readout: name of the readout whose scores the answer follows.
+        settings: the readout's settings.
+        only_candidates: whether the answer can be nothing but an identifier. Otherwise all other tokens keep the
+            model's probability.
 
     Yields:
-        the logits processor, for as many ``generate`` calls as wanted. When the block is left, also by an exception,
+        the logits processor, for any number of ``generate`` calls. At the end of the block, also after an exception,
         model and processor are as before.
 
     Raises:
         UserError: the calibration is of another model or processor, or cannot be read; the readout is unknown.
     """
     debias = Debiasing(VisionLanguageModel(model, processor), calibration, readout, settings, only_candidates)
-    with watched(processor, debias.remember), debias.reader.watching():
+    with watched(processor, debias.remember), debias.prefill_capture.watching():
         yield debias
 
 
 class Debiasing(LogitsProcessor):
-    """Puts corrected scores onto the identifiers' tokens; :func:`debiasing` makes it.
+    """Gives the identifiers' tokens corrected scores; made by :func:`debiasing`.
 
-    P being the readout's probabilities of the N candidates (:func:`lad_pl.readouts.log_probabilities`; for agd the
+    With P the readout's probabilities of the N candidates (:func:`lad_pl.readouts.log_probabilities`; for agd the
     softmax of its scores), a candidate's score becomes ``log M + log P``: relative to one another the candidates
-    follow the readout, and the probability mass M that the model gives them all together stays as it was. With
-    ``only_candidates`` nothing else can follow.
+    follow the readout, and the probability mass M that the model gives all of them together is unchanged. With
+    ``only_candidates`` all other tokens are ruled out.
 
-    Identifiers of several tokens (N > 9) are followed through their trie, at each step in the same way; a token counts
-    as much as the best candidate that it leads to. So greedy decoding writes the corrected best candidate. Sampling
-    draws from P where every identifier has one token, and draws first tokens by their best candidates' shares where
-    some have several. Beam search and several sequences per prompt treat the result as any other probabilities.
+    Identifiers of several tokens (N > 9) are corrected at every step of their trie; the probability of a token is that
+    of the best candidate below it. So greedy decoding writes the best candidate of the readout. Sampling draws from P
+    if every identifier has one token; otherwise it draws first tokens in proportion to their best candidates. Beam
+    search and several sequences per prompt use the result like any other scores.
     """
 
     def __init__(
@@ -99,11 +98,11 @@ class Debiasing(LogitsProcessor):
             raise UserError("readout.batch test needs all tested prompts at once; here it must be calibration.")
         if type(vlm.model).generate is not GenerationMixin.generate:
             raise UserError(
-                f"{type(vlm.model).__name__} has a generate of its own, which heeds no logits processor; use predict."
+                f"{type(vlm.model).__name__} has a generate of its own, which ignores logits processors; use predict."
             )
         self.calibration, provenance = load_calibration(calibration)
         self.prompt = _prompt(str(calibration), provenance)
-        """How the calibration's prompts were made."""
+        """The calibration's prompt."""
         self.readout, self.settings, self.only_candidates = readout, settings, only_candidates
         self.evidence: Evidence | None = None
         """Of the B prompts of the latest ``generate`` call."""
@@ -114,9 +113,9 @@ class Debiasing(LogitsProcessor):
         self._layers: tuple[int, ...] = tuple(provenance["layers"])
         self._check(str(calibration), provenance)
         self._trie = self._encoder.answer_trie(self.num_candidates)
-        self._known = PromptRegistry(self._encoder, self.num_candidates)
-        self.reader = PrefillCapture(vlm, self._known, self._trie, self._layers)
-        """Watches the model's forward passes."""
+        self._registry = PromptRegistry(self._encoder, self.num_candidates)
+        self.prefill_capture = PrefillCapture(vlm, self._registry, self._trie, self._layers)
+        """Reads the evidence from the model's forward passes."""
 
     def _check(self, source: str, provenance: Mapping[str, Any]) -> None:
         here = {"weights": self._vlm.fingerprint(), "processor": self._encoder.fingerprint()}
@@ -136,15 +135,15 @@ class Debiasing(LogitsProcessor):
         return self.calibration.num_candidates
 
     def text(self, caption: str) -> str:
-        """The words of the calibration's prompt; they stand after the N images."""
+        """The text of the calibration's prompt for a caption; it follows the N images."""
         return self.prompt.text(caption, self.num_candidates)
 
     def encode(self, images: Sequence[Any], caption: str) -> Any:
-        """The model's inputs for one prompt, made as the calibration's prompts were.
+        """The model's inputs for one prompt, made like the calibration's prompts.
 
         Args:
-            images: N pictures (``PIL.Image``), in the order in which the model is to see them.
-            caption: what one of them is to match.
+            images: N pictures (``PIL.Image``), in the order in which the model sees them.
+            caption: the caption that one of them matches.
 
         Raises:
             UserError: the number of images is not N, or the processor refuses them.
@@ -152,29 +151,29 @@ class Debiasing(LogitsProcessor):
         if len(images) != self.num_candidates:
             raise UserError(f"The calibration is for {self.num_candidates} images, the prompt has {len(images)}.")
         pictures = [resize(image.convert("RGB"), self.prompt.image_size) for image in images]
-        inputs = self._encoder._tokenized([{"type": "image", "image": image} for image in pictures], self.text(caption))
+        inputs = self._encoder.tokenize([{"type": "image", "image": image} for image in pictures], self.text(caption))
         self.remember(inputs)
         inputs.pop(OFFSETS, None)
         return inputs
 
     def remember(self, encoded: Mapping[str, Any]) -> None:
-        """Note which tokens of a prompt belong to which image.
+        """Register prompts, with the tokens that belong to each image.
 
-        What this process makes inside the block is noted by itself. For the prompts of a data worker, hand over what
-        the processor gave there with ``processor_kwargs={"return_text_replacement_offsets": True}``.
+        Prompts that this process makes inside the block are registered without this call. For those of a data worker,
+        pass the processor's output of ``processor_kwargs={"return_text_replacement_offsets": True}``.
 
         Args:
             encoded: ``input_ids``, ``text_replacement_offsets`` and, where there is padding, ``attention_mask``.
         """
-        self._known.remember(encoded)
+        self._registry.remember(encoded)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores (B, V) of the next token after ``input_ids`` (B, S), corrected.
+        """The corrected scores (B, V) of the token after ``input_ids`` (B, S).
 
         Raises:
-            UserError: the prompts are not known, or not of the calibration's kind.
+            UserError: the prompts are not registered, or not like those of the calibration.
         """
-        prefill = self.reader.prefill
+        prefill = self.prefill_capture.prefill
         if prefill is None or not prefill.begins(input_ids) or prefill.steps != input_ids.shape[1] - prefill.length:
             raise UserError(_UNKNOWN)
         if prefill.steps == 0:
@@ -192,13 +191,13 @@ def _prompt(source: str, provenance: Mapping[str, Any]) -> PromptSpec:
     try:
         return PromptSpec(**provenance["prompt"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{source} does not say what its prompts were; run fit again.") from error
+        raise UserError(f"{source} does not record its prompt; run fit again.") from error
 
 
 def candidate_logits(
     scores: Tensor, answer: Tensor, trie: AnswerTrie, log_probs: Tensor, only_candidates: bool = True
 ) -> Tensor:
-    """Let the next token follow the candidates' probabilities.
+    """Scores of the next token that follow the candidates' probabilities.
 
     >>> trie, nothing = AnswerTrie(((3,), (1,))), torch.empty(1, 0, dtype=torch.long)
     >>> candidate_logits(torch.zeros(1, 4), nothing, trie, torch.tensor([[0.9, 0.1]]).log()).softmax(-1)
@@ -212,13 +211,13 @@ def candidate_logits(
         only_candidates: whether all other tokens are ruled out.
 
     Returns:
-        (B, V). Where the answer so far begins a candidate, the tokens that go on to one have scores that differ as
-        their best candidates' log-probabilities do, and together weigh what they weighed. Other rows are as they were.
+        (B, V). In rows whose answer so far is the beginning of a candidate, the tokens that continue one share their
+        probability mass in proportion to their best candidates' probabilities. Other rows are unchanged.
     """
     result = scores.clone()
     for row, prefix in enumerate(map(tuple, answer.tolist())):
         children = list(trie.children(prefix))
-        if not children:  # a candidate is complete, or something else is being said
+        if not children:  # a candidate is complete, or the answer is none of them
             continue
         reached = torch.tensor(
             [[sequence[: len(prefix) + 1] == (*prefix, c) for sequence in trie.sequences] for c in children]

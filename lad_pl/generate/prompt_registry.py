@@ -1,7 +1,7 @@
-"""Prompts that somebody else's code makes with the model's processor: where their images are, and whether they fit.
+"""Prompts that a user's own code makes with the model's processor: their image spans, and whether they fit.
 
-Only the processor knows which of a prompt's tokens it wrote for which image. While it is watched it says so, and every
-prompt can later be recognised by its tokens.
+Only the processor knows which of a prompt's tokens it wrote for which image. While it is watched, that is registered
+for every prompt it makes, under the prompt's tokens.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lad_pl.vlm.encoder import PromptEncoder
 from lad_pl.vlm.spans import ImageBlocks
 
 OFFSETS = "text_replacement_offsets"
-"""What transformers' processors call the texts that they wrote for the images."""
+"""Field of a processor's output with the texts that it wrote for the images."""
 
 
 class PromptRegistry:
     """The image blocks of every prompt seen, by the prompt's tokens.
 
     Args:
-        encoder: of the model and prompt that the calibration is for.
+        encoder: of the calibration's model and prompt.
         num_candidates: N.
     """
 
@@ -41,25 +41,29 @@ class PromptRegistry:
         self._blocks: dict[bytes, ImageBlocks | UserError] = {}
 
     def remember(self, encoded: Mapping[str, Any]) -> None:
-        """Note the images' tokens of every prompt in a processor's output.
+        """Register every prompt in a processor's output that shows images.
 
         Args:
             encoded: ``input_ids``, ``text_replacement_offsets`` and, where there is padding, ``attention_mask``.
         """
         masks = encoded.get("attention_mask")
         for number, replaced in enumerate(encoded.get(OFFSETS) or ()):
-            written = [entry["replacement"] for entry in replaced if entry["type"] == "image"]
-            if not written:
+            replacements = [entry["replacement"] for entry in replaced if entry["type"] == "image"]
+            if not replacements:
                 continue
             ids = torch.as_tensor(encoded["input_ids"][number]).cpu()
             ids = self.unpadded(ids if masks is None else ids[torch.as_tensor(masks[number]).cpu().bool()])
             try:
-                self._blocks[_key(ids)] = self._checked(ids, self._encoder.spans.locate(ids, written))
-            except UserError as error:  # it matters only if the prompt is to be debiased
+                self._blocks[_key(ids)] = self._checked(ids, self._encoder.spans.locate(ids, replacements))
+            except UserError as error:  # raised once the prompt is to be debiased
                 self._blocks[_key(ids)] = error
 
     def find(self, input_ids: Tensor) -> ImageBlocks | UserError | None:
-        """What is known of a prompt (S,), padded on the left or not: its blocks, what is wrong with it, or nothing."""
+        """The image blocks of a prompt (S,), padded on the left or not.
+
+        Returns:
+            a UserError if the prompt does not fit the calibration; None if it is not registered.
+        """
         return self._blocks.get(_key(self.unpadded(input_ids.cpu())))
 
     def positions(self, input_ids: Tensor, blocks: ImageBlocks) -> Tensor:
@@ -67,24 +71,24 @@ class PromptRegistry:
         return self._encoder.spans.positions(input_ids, blocks, self._encoder.prompt.spans)
 
     def unpadded(self, input_ids: Tensor) -> Tensor:
-        """A prompt (S,) from its first token that is no padding."""
+        """A prompt (S,) without its padding on the left."""
         tokenizer = self._tokenizer
-        filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        tokens = (input_ids != filler).nonzero()
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        tokens = (input_ids != padding).nonzero()
         return input_ids[int(tokens[0]) :] if len(tokens) else input_ids
 
     def _checked(self, ids: Tensor, blocks: ImageBlocks) -> ImageBlocks:
-        """The blocks, if the prompt is of the calibration's kind as far as its tokens tell."""
+        """The blocks, if number of images, text and image size are the calibration's, as far as tokens show."""
         if len(blocks.visual) != self.num_candidates:
             raise UserError(
                 f"The calibration is for {self.num_candidates} images, the prompt has {len(blocks.visual)}."
             )
-        before, after = self._words
+        before, after = self._text
         written = _squeezed(self._tokenizer.decode(ids[blocks.extents[-1][1] :]))
         if not written.endswith(after) or before not in written.removesuffix(after):
             raise UserError(
-                "The prompt's words are not those of the calibration: put what text(caption) gives after the images, "
-                "in one user turn, with add_generation_prompt=True and the calibration's chat_template_kwargs."
+                "The prompt's text is not the calibration's: put text(caption) after the images, in one user turn, "
+                "with add_generation_prompt=True and the calibration's chat_template_kwargs."
             )
         side = self._encoder.prompt.image_size
         if side is not None and blocks.visual != self._visual_tokens:
@@ -96,21 +100,21 @@ class PromptRegistry:
         return blocks
 
     @functools.cached_property
-    def _words(self) -> tuple[str, str]:
-        """What stands before and after the caption, from the last image on; without spaces, which templates trim."""
+    def _text(self) -> tuple[str, str]:
+        """The text between last image and caption, and after the caption; without whitespace, which templates trim."""
         caption = "CAPTION"
         text = self._encoder.prompt.text(caption, self.num_candidates)
-        chat = self._encoder._chat(self._encoder._turns([{"type": "image"}] * self.num_candidates, text))
+        chat = self._encoder.chat(self._encoder.turns([{"type": "image"}] * self.num_candidates, text))
         placeholder = str(self._encoder.processor.image_token)  # type: ignore[attr-defined]
         before, _, after = chat.rpartition(placeholder)[2].rpartition(caption)
         return self._as_decoded(before), self._as_decoded(after)
 
     def _as_decoded(self, text: str) -> str:
-        return _squeezed(self._tokenizer.decode(self._encoder._ids(text)))
+        return _squeezed(self._tokenizer.decode(self._encoder.token_ids(text)))
 
     @functools.cached_property
     def _visual_tokens(self) -> tuple[int, ...]:
-        """Visual tokens of each of N images of the calibration's size."""
+        """Number of visual tokens of each of N images of the calibration's size."""
         side = self._encoder.prompt.image_size
         assert side is not None
         order = tuple(range(self.num_candidates))
@@ -121,9 +125,9 @@ class PromptRegistry:
 
 @contextmanager
 def watched(processor: ProcessorMixin, remember: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
-    """Hand everything that ``processor`` makes to ``remember``, with the texts that it wrote for the images.
+    """Pass every output of ``processor`` to ``remember``, with the texts that it wrote for the images.
 
-    Its class is exchanged for a subclass: a call looks ``__call__`` up there and nowhere else.
+    The processor's class is replaced by a subclass, because Python looks ``__call__`` up on the class only.
     """
     original = type(processor)
 

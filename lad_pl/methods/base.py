@@ -1,30 +1,29 @@
-"""A pass: one way of asking the model, and what its stored answers come to."""
+"""A method: the prompts that it shows the model, what it reads from a forward pass, and the scores from that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from lad_pl.data.permutations import Permutation
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, check_at_least
 from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec
-from lad_pl.readouts import ReadoutSettings
+from lad_pl.readouts import READOUTS, ReadoutSettings
 from lad_pl.types import Batch, Evidence, PermutedSample
-from lad_pl.vlm import PromptEncoder, VisionLanguageModel
 
-PLAIN = "plain"
-"""The pass that puts the prompt as configured; every readout rests on it."""
+if TYPE_CHECKING:
+    from lad_pl.vlm import PromptEncoder, VisionLanguageModel
 
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """The free choices of the methods that have passes of their own."""
+    """The free choices of the methods that have forward passes of their own."""
 
     averaged_orders: int = 5
     """How many random orders permutation_average_random shows every prompt in, its own among them."""
@@ -50,85 +49,132 @@ class MethodSettings:
 
     def __post_init__(self) -> None:
         for name in ("averaged_orders", "sofa_every", "thought_tokens", "chains", "chain_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"method.{name} is {getattr(self, name)}; it must be at least 1.")
+            check_at_least(1, **{f"method.{name}": getattr(self, name)})
         if not self.content_free.strip():
             raise UserError("method.content_free is empty; give a caption that says nothing, such as N/A.")
 
 
 @dataclass(frozen=True)
 class MethodOutput:
-    """What one batch of a pass yields; the fields are those of :func:`lad_pl.evidence.table.of_batch`."""
+    """What a method reads from the forward passes over one batch of B prompts."""
 
     evidence: Evidence
     forwards: int = 0
-    """How often the language model ran for each prompt; counted by whoever asks for it."""
-    free: Evidence | None = None
+    """Forward passes of the language model per prompt."""
+    content_free: Evidence | None = None
+    """Evidence of the same prompts under a content-free caption."""
     texts: tuple[tuple[str, ...], ...] | None = None
+    """The generated texts of each prompt."""
+
+    @staticmethod
+    def concat(parts: Sequence[MethodOutput]) -> MethodOutput:
+        """The prompts of several parts of a batch, one after the other."""
+        content_free = [part.content_free for part in parts if part.content_free is not None]
+        texts = [text for part in parts for text in part.texts or ()]
+        return MethodOutput(
+            Evidence.concat([part.evidence for part in parts]),
+            max(part.forwards for part in parts),
+            Evidence.concat(content_free) if content_free else None,
+            tuple(texts) if texts else None,
+        )
 
 
 @dataclass(frozen=True)
-class Pass:
-    """The prompt as configured. Other passes differ from it where they must."""
+class Method:
+    """Base of all methods: the prompt as configured, in one forward pass. Methods override what they change."""
 
     settings: MethodSettings
 
-    name: ClassVar[str] = PLAIN
-    methods: ClassVar[tuple[str, ...]] = ()
-    """The methods that rest on this pass, beside the readouts."""
+    name: ClassVar[str]
+    """Of the files that hold its evidence."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Its rows in the table of results, as ``model.methods`` names them; ``(name,)`` where a class has none."""
 
     def prompt(self, prompt: PromptSpec) -> PromptSpec:
-        """The prompt that this pass puts to the model."""
+        """The prompt that is shown to the model, from the configured one."""
         return prompt
 
     def orders(self, permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
-        """The orders in which a sample is shown for the T ``permutations`` of it that are tested."""
+        """The orders in which a sample is shown, from the T ``permutations`` under which it is tested."""
         return tuple(permutations)
 
-    def encode(self, encoder: PromptEncoder) -> Callable[[Sequence[PermutedSample]], Any]:
-        """The function that makes model inputs of samples, in the data workers."""
+    def encode(self, encoder: PromptEncoder) -> Callable[[Sequence[PermutedSample]], Batch]:
+        """The function that turns samples into model inputs, in the data workers."""
         return encoder
 
-    def choices_made(self) -> dict[str, Any]:
-        """The settings that this pass's evidence depends on, beside the prompt; plain values."""
+    def recorded_settings(self) -> dict[str, Any]:
+        """The settings that the evidence depends on, beside the prompt, as plain values."""
         return {}
 
-    def measure(self, vlm: VisionLanguageModel, batch: Any, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
-        """Run the model on what :meth:`encode` made.
+    def output(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
+        """Run the model on a batch that :meth:`encode` made.
+
+        Args:
+            vlm: the model.
+            batch: B prompts, with their image features.
+            trie: the candidates' tokens.
+            layers: indices of the decoder layers whose attention is captured.
 
         Raises:
-            UserError: the model cannot do what the pass needs.
+            UserError: the model cannot do what the method needs.
         """
         return MethodOutput(vlm.evidence(batch, trie, layers))
 
-    def scores(self, prompts: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
-        """Scores (P, N) of this pass's methods for the P tested prompts.
+    def scores(self, records: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
+        """Scores (P, N) of the P tested prompts, by row name.
 
         Args:
-            prompts: all that the pass has stored.
+            records: all that the method has stored.
             num_permutations: T, the tested permutations of a sample.
             readout: the free choices of the correction.
         """
-        return dict.fromkeys(self.methods, prompts.evidence.log_probs)
+        return dict.fromkeys(self.names, records.evidence.log_probs)
 
-    def choices(self, prompts: EvidenceRecords, prompt: PromptSpec) -> dict[str, Tensor]:
-        """Chosen positions (P,) of the methods of this pass that have no scores; lad_pl.metrics.UNREADABLE for none."""
+    def choices(self, records: EvidenceRecords, prompt: PromptSpec) -> dict[str, Tensor]:
+        """Chosen positions (P,) of rows without scores; :data:`lad_pl.metrics.UNREADABLE` where there is none."""
         return {}
 
 
+METHODS: dict[str, type[Method]] = {}
+"""The class of each method by its row's name."""
+
+
+def method(kind: type[Method]) -> type[Method]:
+    """Register a method under its names."""
+    if "names" not in vars(kind):
+        kind.names = (kind.name,)
+    METHODS.update(dict.fromkeys(kind.names, kind))
+    return kind
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Raise a UserError that lists the known methods if a name is none of them."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown and unknown[0] in READOUTS:
+        raise UserError(f"'{unknown[0]}' needs no forward passes of its own; name it in model.readouts.")
+    if unknown:
+        raise UserError(f"'{unknown[0]}' is not a method; choose from {', '.join(METHODS)}.")
+
+
+class DirectAnswer(Method):
+    """The prompt as configured; every readout is computed from its evidence."""
+
+    name = "plain"
+
+
 class Forwards:
-    """How often the language model has run, per prompt."""
+    """Counts forward passes of the language model, one per prompt."""
 
     def __init__(self) -> None:
         self.rows = 0
 
     def per_prompt(self, num_prompts: int) -> int:
-        """Rows that went through the model for each of so many prompts."""
+        """Forward passes for each of ``num_prompts`` prompts."""
         return self.rows // num_prompts
 
 
 @contextmanager
-def counted(vlm: VisionLanguageModel) -> Iterator[Forwards]:
+def count_forwards(vlm: VisionLanguageModel) -> Iterator[Forwards]:
     """Count the forward passes of a model inside the ``with`` block."""
     count = Forwards()
 
@@ -142,8 +188,3 @@ def counted(vlm: VisionLanguageModel) -> Iterator[Forwards]:
         yield count
     finally:
         handle.remove()
-
-
-def plain_batch(batch: Any) -> Batch:
-    """The prompts themselves, where a pass's batch holds something beside them."""
-    return batch[0] if isinstance(batch, tuple) else batch

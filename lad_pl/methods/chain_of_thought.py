@@ -1,4 +1,4 @@
-"""Methods that let the model think aloud, and read its answer out of what it writes."""
+"""Chain of thought and self-consistency: the model generates text, and the answer is parsed from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lad_pl.evidence.table import EvidenceRecords, no_evidence
-from lad_pl.methods.base import MethodOutput, Pass
+from lad_pl.methods.base import Method, MethodOutput, method
 from lad_pl.metrics import UNREADABLE
 from lad_pl.prompts.answer_parsing import majority, read_choice
 from lad_pl.prompts.answer_trie import AnswerTrie
@@ -32,11 +32,11 @@ CONSISTENCY_TEMPLATE = (
 )
 
 
-class ChainOfThought(Pass):
-    """One chain of thought per prompt, the most probable token each time; the answer is what follows the thoughts."""
+@method
+class ChainOfThought(Method):
+    """One greedy chain of thought per prompt; the answer is what follows it."""
 
     name = "cot"
-    methods = ("cot",)
     template = COT_TEMPLATE
 
     def decoding(self) -> Decoding:
@@ -44,35 +44,35 @@ class ChainOfThought(Pass):
         return Decoding(self.settings.thought_tokens)
 
     def prompt(self, prompt: PromptSpec) -> PromptSpec:
-        """Words that ask for thoughts, in place of the configured ones."""
+        """A prompt that asks for a chain of thought, in place of the configured one."""
         return replace(prompt, template=self.template)
 
-    def choices_made(self) -> dict[str, Any]:
+    def recorded_settings(self) -> dict[str, Any]:
         """How the text is generated."""
         return vars(self.decoding())
 
-    def measure(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
-        """The model's words."""
+    def output(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
+        """The generated texts."""
         return MethodOutput(no_evidence(len(batch)), texts=generate(vlm, batch, self.decoding()))
 
     def scores(self, *args: Any) -> dict[str, Tensor]:
-        """Words have none."""
+        """Generated text has none."""
         return {}
 
-    def choices(self, prompts: EvidenceRecords, prompt: PromptSpec) -> dict[str, Tensor]:
-        """What most of a prompt's chains answer."""
-        assert prompts.texts is not None
-        names = identifiers(prompt.identifiers, prompts.num_candidates)
-        read = [majority([read_choice(text, names, prompt.identifiers) for text in chains]) for chains in prompts.texts]
+    def choices(self, records: EvidenceRecords, prompt: PromptSpec) -> dict[str, Tensor]:
+        """The majority vote of each prompt's chains."""
+        assert records.texts is not None
+        names = identifiers(prompt.identifiers, records.num_candidates)
+        read = [majority([read_choice(text, names, prompt.identifiers) for text in chains]) for chains in records.texts]
         choices = torch.tensor([UNREADABLE if choice is None else choice for choice in read])
-        return dict.fromkeys(self.methods, choices)
+        return dict.fromkeys(self.names, choices)
 
 
+@method
 class SelfConsistency(ChainOfThought):
-    """Several sampled chains of thought per prompt; the majority of those that end in an answer."""
+    """Several sampled chains of thought per prompt; majority vote of those that end in an answer."""
 
     name = "self_consistency"
-    methods = ("self_consistency",)
     template = CONSISTENCY_TEMPLATE
 
     def decoding(self) -> Decoding:

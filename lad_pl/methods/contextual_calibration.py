@@ -1,4 +1,4 @@
-"""Contextual calibration (Zhao et al. 2021): the same prompt with a caption that says nothing shows the bias alone."""
+"""Contextual calibration (Zhao et al. 2021): subtract what the model answers to a caption that says nothing."""
 
 from __future__ import annotations
 
@@ -9,58 +9,57 @@ from typing import Any
 from torch import Tensor
 
 from lad_pl.evidence.table import EvidenceRecords
-from lad_pl.methods.base import MethodOutput, Pass
+from lad_pl.methods.base import Method, MethodOutput, method
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.readouts import EPS, ReadoutSettings, most_attentive_layers
 from lad_pl.types import Batch, Evidence, PermutedSample
 from lad_pl.vlm import PromptEncoder, VisionLanguageModel
 
 
-class Contextual(Pass):
-    """Each prompt, and from the caption on its content-free counterpart."""
+@method
+class ContextualCalibration(Method):
+    """Each prompt, and its content-free counterpart on the shared key-value cache of the images."""
 
     name = "contextual"
-    methods = ("contextual_calibration", "contextual_attention_over", "contextual_attention_minus")
+    names = ("contextual_calibration", "contextual_attention_over", "contextual_attention_minus")
 
     def encode(self, encoder: PromptEncoder) -> Callable[[Sequence[PermutedSample]], Any]:
-        """Pairs of batches."""
+        """Batches with their content-free prompts."""
         return partial(encoder.with_content_free, caption=self.settings.content_free)
 
-    def choices_made(self) -> dict[str, Any]:
+    def recorded_settings(self) -> dict[str, Any]:
         """The content-free caption."""
         return {"content_free": self.settings.content_free}
 
-    def measure(
-        self, vlm: VisionLanguageModel, batch: tuple[Batch, Batch], trie: AnswerTrie, layers: Sequence[int]
-    ) -> MethodOutput:
+    def output(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
         """Evidence of both."""
-        evidence, free = vlm.evidence_with_content_free(*batch, trie, layers)
-        return MethodOutput(evidence, free=free)
+        evidence, content_free = vlm.evidence_with_content_free(batch, trie, layers)
+        return MethodOutput(evidence, content_free=content_free)
 
-    def scores(self, prompts: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
+    def scores(self, records: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
         """By log-probabilities, and by attention."""
-        assert prompts.free is not None
+        assert records.content_free is not None
         scores = (
-            prompts.evidence.log_probs - prompts.free.log_probs,
-            attention_ratio(prompts.evidence, prompts.free, readout.top_layers),
-            attention_difference(prompts.evidence, prompts.free, readout.top_layers),
+            records.evidence.log_probs - records.content_free.log_probs,
+            attention_ratio(records.evidence, records.content_free, readout.top_layers),
+            attention_difference(records.evidence, records.content_free, readout.top_layers),
         )
-        return dict(zip(self.methods, scores, strict=True))
+        return dict(zip(self.names, scores, strict=True))
 
 
-def attention_ratio(evidence: Evidence, free: Evidence, top_layers: int) -> Tensor:
+def attention_ratio(evidence: Evidence, content_free: Evidence, top_layers: int) -> Tensor:
     """(P, N): mean over the K layers with most attention mass of log (a_k / a_k under the content-free caption)."""
-    masses, others = _layers(evidence, free, top_layers)
+    masses, others = _layers(evidence, content_free, top_layers)
     return (masses.clamp_min(EPS).log() - others.clamp_min(EPS).log()).mean(1)
 
 
-def attention_difference(evidence: Evidence, free: Evidence, top_layers: int) -> Tensor:
+def attention_difference(evidence: Evidence, content_free: Evidence, top_layers: int) -> Tensor:
     """(P, N): mean over the K layers with most attention mass of a_k less a_k under the content-free caption."""
-    masses, others = _layers(evidence, free, top_layers)
+    masses, others = _layers(evidence, content_free, top_layers)
     return (masses - others).mean(1)
 
 
-def _layers(evidence: Evidence, free: Evidence, top_layers: int) -> tuple[Tensor, Tensor]:
+def _layers(evidence: Evidence, content_free: Evidence, top_layers: int) -> tuple[Tensor, Tensor]:
     chosen = most_attentive_layers(evidence.layer_attention, top_layers)
     index = chosen[:, :, None].expand(-1, -1, evidence.layer_attention.shape[-1])
-    return evidence.layer_attention.gather(1, index), free.layer_attention.gather(1, index)
+    return evidence.layer_attention.gather(1, index), content_free.layer_attention.gather(1, index)

@@ -1,22 +1,22 @@
-"""The same question in other words, or with other attention: instruction and SoFA."""
+"""The same prompt with a sentence that asks for fairness."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from lad_pl.methods.base import Pass
+from lad_pl.methods.base import Method, method
 from lad_pl.prompts.template import PromptSpec
 
 INSTRUCTION = "The images are shuffled; their order tells nothing. Judge every image fairly, wherever it stands. "
-"""What the instruction baseline says before the prompt."""
+"""The sentence, which stands before the configured prompt."""
 
 
-class Instruction(Pass):
+@method
+class Instruction(Method):
     """The prompt with a sentence that asks for fairness."""
 
     name = "instruction"
-    methods = ("instruction",)
 
     def prompt(self, prompt: PromptSpec) -> PromptSpec:
-        """The sentence, then the prompt's own words."""
+        """The sentence, then the configured text."""
         return replace(prompt, template=INSTRUCTION + prompt.template)

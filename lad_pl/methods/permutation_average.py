@@ -1,4 +1,4 @@
-"""The same prompt in several orders of its images, and the mean of what the model says of each image."""
+"""Permutation averaging: the same prompt in several orders of its images, log-probabilities averaged by image."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
 from lad_pl.errors import UserError
 from lad_pl.evidence.table import EvidenceRecords
-from lad_pl.methods.base import Pass
+from lad_pl.methods.base import Method, method
 from lad_pl.readouts import ReadoutSettings
 
 
-class PermutationAverage(Pass):
+@method
+class PermutationAverage(Method):
     """Each tested prompt in all of its cyclic shifts; log-probabilities averaged by image."""
 
     name = "permutation_average"
-    methods = ("permutation_average",)
 
     def further_orders(self, num_candidates: int) -> tuple[Permutation, ...]:
         """The K orders, the unchanged one first, in which a prompt is shown."""
@@ -29,20 +29,20 @@ class PermutationAverage(Pass):
     def orders(self, permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
         """K orders for each of the T permutations, one after the other."""
         further = self.further_orders(len(permutations[0]))
-        return tuple(tuple(order[place] for place in change) for order in permutations for change in further)
+        return tuple(tuple(order[index] for index in change) for order in permutations for change in further)
 
-    def scores(self, prompts: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
-        """Mean over the K orders of each image's log-probability, at the position where the tested prompt has it."""
-        orders = prompts.num_permutations // num_permutations
-        averaged = averaged_by_image(prompts.evidence.log_probs, prompts.permutations, orders)
-        return dict.fromkeys(self.methods, averaged)
+    def scores(self, records: EvidenceRecords, num_permutations: int, readout: ReadoutSettings) -> dict[str, Tensor]:
+        """Mean over the K orders of each image's log-probability, at its position in the tested prompt."""
+        orders = records.num_permutations // num_permutations
+        averaged = averaged_by_image(records.evidence.log_probs, records.permutations, orders)
+        return dict.fromkeys(self.names, averaged)
 
 
+@method
 class RandomPermutationAverage(PermutationAverage):
     """Each tested prompt in a few random orders."""
 
     name = "permutation_average_random"
-    methods = ("permutation_average_random",)
 
     def further_orders(self, num_candidates: int) -> tuple[Permutation, ...]:
         """The unchanged order and random ones."""
@@ -54,7 +54,7 @@ class RandomPermutationAverage(PermutationAverage):
             )
         return random_permutations(num_candidates, count, self.settings.seed)
 
-    def choices_made(self) -> dict[str, Any]:
+    def recorded_settings(self) -> dict[str, Any]:
         """Number and seed of the orders."""
         return {"averaged_orders": self.settings.averaged_orders, "seed": self.settings.seed}
 

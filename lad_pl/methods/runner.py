@@ -1,82 +1,116 @@
-"""One pass of one stage: what asks the model, and keeps what it tells."""
+"""Runs one method over a stage and stores its evidence."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from lad_pl.data.batches import LoaderSpec
+from lad_pl.data.permutations import Permutation
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import EvidenceStore
-from lad_pl.evidence.table import of_batch
-from lad_pl.methods import Pass, counted, plain_batch
-from lad_pl.methods.base import MethodOutput
-from lad_pl.prompts.answer_trie import AnswerTrie
-from lad_pl.types import Batch, Evidence
-from lad_pl.vlm import PromptEncoder, VisionLanguageModel
-from lad_pl.vlm.oom_split import OomSplitter, none_if_out_of_memory
+from lad_pl.evidence.table import EvidenceRecords
+from lad_pl.methods.base import Method, MethodOutput, count_forwards
+from lad_pl.types import Batch
+from lad_pl.vlm.encoder import PromptEncoder
+from lad_pl.vlm.model import VisionLanguageModel
+from lad_pl.vlm.oom_split import OomSplitter
+from lad_pl.vlm.prompt_length import PromptLengths
 
 
-@dataclass(frozen=True)
 class MethodRunner:
-    """A pass with all that it takes to make it."""
+    """A method with the model, its prompt encoder and its evidence store.
 
-    way: Pass
-    vlm: VisionLanguageModel
-    encoder: PromptEncoder
-    """The pass's input side."""
-    trie: AnswerTrie
-    layers: Sequence[int]
-    """The decoder layers whose attention is read."""
-    store: EvidenceStore
-    fitting: OomSplitter
-    num_orders: int
-    """Orders in which this pass shows every sample."""
+    Args:
+        method: the method.
+        vlm: the model.
+        encoder: of the method's prompt.
+        layers: indices of the decoder layers whose attention is captured.
+        orders: the orders in which the method shows every sample.
+        store: of the method's evidence.
+        max_tokens: the most tokens, padding included, of one forward pass of the language model.
+
+    Raises:
+        UserError: the tokenizer cannot tell two identifiers apart.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        vlm: VisionLanguageModel,
+        encoder: PromptEncoder,
+        layers: Sequence[int],
+        orders: tuple[Permutation, ...],
+        store: EvidenceStore,
+        max_tokens: float = math.inf,
+    ) -> None:
+        self.method, self.vlm, self.encoder, self.layers = method, vlm, encoder, layers
+        self.orders, self.store = orders, store
+        self.trie = encoder.answer_trie(len(orders[0]))
+        self._shared = vlm.tensor_parallel.size > 1
+        self._samples = OomSplitter(
+            Batch.samples, "the images of {} samples", "one sample's images fit", may_split=not self._shared
+        )
+        self._prompts = OomSplitter(Batch.part, "{} prompts", "one prompt fits", max_tokens, not self._shared)
 
     @property
-    def done(self) -> set[int]:
-        """Numbers of the samples whose evidence is stored already."""
-        return self.store.done(self.num_orders)
+    def done(self) -> frozenset[int]:
+        """Indices of the samples whose evidence is stored already."""
+        return frozenset(self.store.done(len(self.orders)))
 
-    def measure(self, batch: Any, rank: int) -> None:
-        """Store what the model tells about a batch that the pass's encoder made.
+    def settings(self) -> dict[str, Any]:
+        """The settings that the evidence depends on and that the method decides, as plain values."""
+        return {"prompt": self.encoder.prompt.settings(), **self.method.recorded_settings()}
+
+    def loader_spec(self, done: frozenset[int], replica: tuple[int, int]) -> LoaderSpec:
+        """The dataloader that the method needs.
+
+        Args:
+            done: indices of the samples to leave out.
+            replica: number of model replicas, and which of them this process holds.
+        """
+        return LoaderSpec(
+            orders=self.orders,
+            encode=self.method.encode(self.encoder),
+            lengths=PromptLengths(self.encoder),
+            done=done,
+            replica=replica,
+            image_size=self.encoder.prompt.image_size,
+        )
+
+    def run(self, batch: Batch, rank: int) -> None:
+        """Run the method on a batch and store the evidence.
 
         Raises:
-            UserError: it tells something that is not finite, or one prompt alone does not fit into memory.
+            UserError: the model's output is not finite, or a single prompt does not fit into memory.
         """
         start = time.perf_counter()
-        if self.vlm.tensor_parallel.size == 1:
-            measured = self.fitting(self._seen, self._told, batch)
-        else:
-            measured = none_if_out_of_memory(lambda whole: self._told(self._seen(whole)), batch)
-            if measured is None:  # a process that went on with half a batch would meet the others at another place
-                raise UserError("Out of memory; make batches smaller (data.batch_size, data.batch_tokens).")
-        prompts = plain_batch(batch)
-        for evidence in (measured.evidence, measured.free):
-            _check_finite(evidence, prompts)  # waits for the device, and so belongs to the time
-        if rank == 0 or self.vlm.tensor_parallel.size == 1:
-            self.store.append(of_batch(prompts, seconds=time.perf_counter() - start, **vars(measured)), rank)
+        output = MethodOutput.concat(list(self._outputs(batch)))
+        _check_finite(output, batch)  # waits for the device, and so belongs to the time
+        if rank == 0 or not self._shared:
+            seconds = time.perf_counter() - start
+            self.store.append(EvidenceRecords.from_batch(batch, seconds=seconds, **vars(output)), rank)
 
-    def _seen(self, batch: Any) -> Any:
-        """The batch with its images' features: parts of it share them."""
-        if not isinstance(batch, tuple):
-            return self.vlm.with_features(batch)
-        seen = self.vlm.with_features(batch[0])
-        return seen, *(replace(other, vision=seen.vision, features=seen.features) for other in batch[1:])
+    def _outputs(self, batch: Batch) -> Iterator[MethodOutput]:
+        """Of as many samples and prompts at a time as fit into memory."""
+        for part in self._samples.map(self.vlm.with_features, batch, count=len(batch.vision)):
+            width = part.tokens["input_ids"].shape[1]
+            yield from self._prompts.map(self._forward, part, count=len(part), size=width)
 
-    def _told(self, batch: Any) -> MethodOutput:
-        with counted(self.vlm) as forwards:
-            measured = self.way.measure(self.vlm, batch, self.trie, self.layers)
-        return replace(measured, forwards=forwards.per_prompt(len(plain_batch(batch))))
+    def _forward(self, batch: Batch) -> MethodOutput:
+        with count_forwards(self.vlm) as forwards:
+            output = self.method.output(self.vlm, batch, self.trie, self.layers)
+        return replace(output, forwards=forwards.per_prompt(len(batch)))
 
 
-def _check_finite(evidence: Evidence | None, batch: Batch) -> None:
-    if evidence is None:
-        return
-    finite = evidence.log_probs.isfinite().all(1) & evidence.attention.isfinite().flatten(1).all(1)
-    if not finite.all():
-        culprit = batch.ids[int((~finite).nonzero()[0])]
-        raise UserError(
-            f"Sample {culprit}: the model's output is not finite; try --model.vlm.dtype float32 or bfloat16."
-        )
+def _check_finite(output: MethodOutput, batch: Batch) -> None:
+    for evidence in filter(None, (output.evidence, output.content_free)):
+        finite = evidence.log_probs.isfinite().all(1) & evidence.attention.isfinite().flatten(1).all(1)
+        if not finite.all():
+            culprit = batch.ids[int((~finite).nonzero()[0])]
+            raise UserError(
+                f"Sample {culprit}: the model's output is not finite; try --model.vlm.dtype float32 or bfloat16."
+            )

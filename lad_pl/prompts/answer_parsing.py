@@ -1,21 +1,20 @@
-r"""Reading the chosen image out of a generated text.
+r"""Parse the chosen image from a generated text.
 
-The rules, in this order; every one has its rows in ``tests/test_free_text.py``:
+The rules, in this order; each has its rows in ``tests/prompts/test_answer_parsing.py``:
 
-1. **Thoughts are no answers.** Only what follows the last closing thinking tag (``</think>`` and its relatives) is
-   read. An opening tag that nothing closes is a chain of thought that was cut off: of what follows it only an answer
+1. **Thoughts are no answers.** Only the text after the last closing thinking tag (``</think>`` and the like) is read.
+   An opening tag without a closing one is a chain of thought that was cut off: in the text after it only an answer
    phrase counts.
 2. **Answer phrases win.** "answer is 3", "answer: 3", "final answer 3", ``<answer>3``, ``\boxed{3}``; the last one
-   counts. Between phrase and identifier may stand markup and the words of :data:`_FILLER`. A phrase that names
-   something of the identifiers' kind that is not one of them (12 of 8 images, 3.5) is an answer, and not a valid one.
-3. **Otherwise the last mention**, the published code's "last valid number". A number within another (3.5, 1-4, 3/10,
-   10%) is no mention, nor is one that the text denies ("not image 3", "rather than 3", "image 3 does not").
+   counts. Markup and the words of :data:`_FILLER` may stand between phrase and identifier. A phrase with something of
+   the identifiers' style that is none of them (12 of 8 images, 3.5) is an invalid answer.
+3. **Otherwise the last mention**, the published code's "last valid number". Part of another number (3.5, 1-4, 3/10,
+   10%) is no mention, nor is one that the text negates ("not image 3", "rather than 3", "image 3 does not").
 
-"a", "A" and "I" are English words. They are identifiers when the text is nothing else, when they stand in brackets,
-quotes or bold, and after an answer phrase or a word such as "image" where what follows cannot go on from an article or
-a pronoun ("Answer: A.", "image A is"). Letters and Roman numerals mentioned in running text must be written as the
-style writes them; after a phrase case does not matter. "First," at the start of a sentence and "at first" are no
-mention in the style ``words``.
+"a", "A" and "I" are English words. They are identifiers if they are the whole text, in brackets, quotes or bold, and
+after an answer phrase or a word such as "image" if the next word cannot continue an article or a pronoun ("Answer: A.",
+"image A is"). Letters and Roman numerals mentioned in running text must have the case of the style; after a phrase case
+does not matter. "First," at the start of a sentence and "at first" are no mention in the style ``words``.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from lad_pl.prompts.template import IdentifierStyle, identifiers
 THINKING_OPENED = re.compile(
     r"<think(?:ing)?>|<thought>|<\|begin_of_thought\|>|◁think▷|\[THINK\]|<\|channel>\s*(?:thought|analysis)", re.I
 )
-"""What opens a chain of thought in one family or another."""
+"""Tags that open a chain of thought, of all families."""
 THINKING_CLOSED = re.compile(r"</think(?:ing)?>|</thought>|<\|end_of_thought\|>|◁/think▷|\[/THINK\]|<channel\|>", re.I)
-"""What closes it."""
+"""Tags that close it."""
 
 _LABEL = r"(?:images?|options?|choices?|index|indices|number|photos?|photograph|pictures?|candidates?|figure|position)"
 _ADVERB = r"(?:therefore|thus|then|hence|clearly|definitely|indeed|likely|most|probably|simply)"
@@ -39,26 +38,27 @@ _FILLER = (
     r"(?:[\s*`\"'$:=>#<(\[{\\]|-(?!\d)"
     rf"|\b(?:{_LABEL}|{_ADVERB}|the|no\.|in|at|text|textbf|mathrm|boxed|answer)\b)*"
 )
-_DENIAL = r"\bnot\b|\bcannot\b|n't\b|\bnever\b"
+_NEGATION = r"\bnot\b|\bcannot\b|n't\b|\bnever\b"
 _PHRASE = (
-    rf"(?:\banswer\b(?:(?!{_DENIAL})[^.!?\n\d]){{0,40}}?(?:\bis\b|\bbe\b|:|=)|\bfinal\s+answer\b|<answer>|\\boxed\s*{{)"
+    rf"(?:\banswer\b(?:(?!{_NEGATION})[^.!?\n\d]){{0,40}}?(?:\bis\b|\bbe\b|:|=)"
+    r"|\bfinal\s+answer\b|<answer>|\\boxed\s*{)"
 )
-_DENIED_BEFORE = re.compile(
-    rf"(?:{_DENIAL}|\b(?:neither|nor|than|except|unlike)\b|\binstead of\b)\s+(?:be\s+)?{_FILLER}$", re.I
+_NEGATED_BEFORE = re.compile(
+    rf"(?:{_NEGATION}|\b(?:neither|nor|than|except|unlike)\b|\binstead of\b)\s+(?:be\s+)?{_FILLER}$", re.I
 )
-_DENIED_AFTER = re.compile(rf"[*`)\]\"']*\s+(?:\w+\s+(?:{_DENIAL})|\w*(?:n't|cannot)\b)", re.I)
-_LABELLED = re.compile(rf"\b{_LABEL}\s*[#:]?\s*$", re.I)
-_GOES_ON = r"(?:because|since|as|for|which|where|with|and|or|is|has|shows|depicts|matches|contains|best)"
-_NO_ENGLISH_WORD = re.compile(rf"[ \t]*(?:$|[^\w \t']|{_GOES_ON}\b)")
+_NEGATED_AFTER = re.compile(rf"[*`)\]\"']*\s+(?:\w+\s+(?:{_NEGATION})|\w*(?:n't|cannot)\b)", re.I)
+_AFTER_LABEL = re.compile(rf"\b{_LABEL}\s*[#:]?\s*$", re.I)
+_CONTINUATION = r"(?:because|since|as|for|which|where|with|and|or|is|has|shows|depicts|matches|contains|best)"
+_NOT_ENGLISH = re.compile(rf"[ \t]*(?:$|[^\w \t']|{_CONTINUATION}\b)")
 _OPENING, _CLOSING = "([{<\"'*`", ")]}>\"'*`"
-_SEPARATE = (r"(?<![\w'])(?<!\w\.)", r"(?![\w']|\.\w)")
+_BOUNDARIES = (r"(?<![\w'])(?<!\w\.)", r"(?![\w']|\.\w)")
 _NUMBER = r"(?<!\w)(?>[-+]?\d+(?:[.,/:-]\d+)*(?:st|nd|rd|th)?)(?!\w|\s?%)"
 _PLAIN = str.maketrans("\u2018\u2019\u201c\u201d\u2013_", "''\"\"- ")
 _ENGLISH = frozenset({"a", "A", "I"})
 
 
 def read_choice(text: str, names: Sequence[str], style: IdentifierStyle) -> int | None:
-    """Position of the image that a generated text chooses; the rules stand at the head of this module.
+    """Position of the image that a generated text chooses, by the rules in this module's docstring.
 
     >>> read_choice("Image 2 has no dog. The answer is **3**.", ("1", "2", "3", "4"), "digits")
     2
@@ -66,22 +66,22 @@ def read_choice(text: str, names: Sequence[str], style: IdentifierStyle) -> int 
     True
 
     Args:
-        text: what the model wrote.
+        text: generated by the model.
         names: the N identifiers, as :func:`lad_pl.prompts.template.identifiers` gives them.
-        style: what kind they are.
+        style: the identifiers' style.
 
     Returns:
-        0-based position of the identifier, or None if no valid one can be read.
+        0-based position of the identifier, or None if there is no valid one.
     """
-    reader = _Reader(names, style)
-    said, thought = _without_thoughts(text)
-    if any(character.isalnum() for character in said):
-        return reader.read(said)
-    return reader.read_phrase(thought)
+    parser = _Parser(names, style)
+    answer, thought = _split_thoughts(text)
+    if any(character.isalnum() for character in answer):
+        return parser.parse(answer)
+    return parser.parse_phrase(thought)
 
 
 def majority(votes: Sequence[int | None]) -> int | None:
-    """The most frequent valid vote of the chains of one prompt; of equals, the one that reached its count first.
+    """The most frequent valid vote of the chains of one prompt; of equal ones, the first to reach its count.
 
     >>> majority([2, None, 0, 0, 2])
     0
@@ -99,19 +99,19 @@ def majority(votes: Sequence[int | None]) -> int | None:
     return winner
 
 
-def _without_thoughts(text: str) -> tuple[str, str]:
-    """What the text says, and the chain of thought in it that was cut off."""
+def _split_thoughts(text: str) -> tuple[str, str]:
+    """The text without thoughts, and a chain of thought that was cut off."""
     *_, rest = THINKING_CLOSED.split(text)
-    said, *thoughts = THINKING_OPENED.split(rest)
-    return said, " ".join(thoughts)
+    answer, *thoughts = THINKING_OPENED.split(rest)
+    return answer, " ".join(thoughts)
 
 
-class _Reader:
+class _Parser:
     """Finds the identifiers of one style in a text.
 
     Args:
         names: the N valid identifiers.
-        style: their kind.
+        style: their style.
     """
 
     def __init__(self, names: Sequence[str], style: IdentifierStyle) -> None:
@@ -121,7 +121,7 @@ class _Reader:
         self.token = re.compile(token, re.I)
         self.phrase = re.compile(rf"{_PHRASE}{_FILLER}(?:(?P<none>none\b)|(?P<name>{token}))", re.I)
 
-    def read(self, text: str) -> int | None:
+    def parse(self, text: str) -> int | None:
         """The choice of a text without thoughts."""
         text = _plain(text)
         if self.style != "digits":
@@ -134,13 +134,13 @@ class _Reader:
         mentions = [self._position(match[0]) for match in self.token.finditer(text) if self._is_mention(text, match)]
         return mentions[-1] if mentions else None
 
-    def read_phrase(self, text: str) -> int | None:
-        """The choice of the last answer phrase alone."""
+    def parse_phrase(self, text: str) -> int | None:
+        """The choice of the last answer phrase; mentions do not count."""
         phrases = self._phrases(_plain(text))
         return phrases[-1] if phrases else None
 
     def _phrases(self, text: str) -> list[int | None]:
-        """What each answer phrase names; None for what is no valid identifier."""
+        """The choice of each answer phrase; None for an invalid one."""
         found: list[int | None] = []
         for match in self.phrase.finditer(text):
             if match["none"] is not None:
@@ -150,19 +150,19 @@ class _Reader:
         return found
 
     def _is_mention(self, text: str, match: re.Match[str]) -> bool:
-        """Whether the match names an image, and is neither denied nor a word of the language."""
+        """Whether the match names an image, and is neither negated nor an English word."""
         (start, end), name = match.span(), match[0]
         before, after = text[max(0, start - 60) : start], text[end : end + 30]
-        denied = _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after)
-        if denied or self._position(name) is None:
+        negated = _NEGATED_BEFORE.search(before) or _NEGATED_AFTER.match(after)
+        if negated or self._position(name) is None:
             return False
         if self.style == "words":
             return not _is_adverb(before, after)
         if self.style == "digits" or _is_wrapped(text, start, end):
             return True
         if name in _ENGLISH:
-            return bool(_LABELLED.search(before)) and not _is_english_word(text, start, end)
-        return name == (name.lower() if self.style == "lower" else name.upper()) or bool(_LABELLED.search(before))
+            return bool(_AFTER_LABEL.search(before)) and not _is_english_word(text, start, end)
+        return name == (name.lower() if self.style == "lower" else name.upper()) or bool(_AFTER_LABEL.search(before))
 
     def _position(self, name: str) -> int | None:
         if self.style == "digits":
@@ -171,14 +171,14 @@ class _Reader:
 
 
 def _plain(text: str) -> str:
-    """Straight quotes, hyphens for dashes, and blanks for ``_``, which is markup here but a letter to regular
+    """Straight quotes, hyphens for dashes, and blanks for ``_``, which is markup here but a word character to regular
     expressions; "image3" and "image-3" become "image 3"."""
     return re.sub(rf"\b({_LABEL})-?(?=\d)", r"\1 ", text.translate(_PLAIN), flags=re.I)
 
 
 def _token(style: IdentifierStyle) -> str:
-    """Regular expression of anything of the style's kind, valid for the sample at hand or not."""
-    before, after = _SEPARATE
+    """Regular expression of any identifier of the style, whether or not the sample has so many images."""
+    before, after = _BOUNDARIES
     match style:
         case "digits":
             return _NUMBER
@@ -191,14 +191,14 @@ def _token(style: IdentifierStyle) -> str:
 
 
 def _is_english_word(text: str, start: int, end: int) -> bool:
-    """Whether what stands there is an article or a pronoun, as far as can be told."""
+    """Whether the word is probably an article or a pronoun."""
     if text[start:end] not in _ENGLISH or _is_wrapped(text, start, end):
         return False
-    return _NO_ENGLISH_WORD.match(text, end) is None
+    return _NOT_ENGLISH.match(text, end) is None
 
 
 def _is_wrapped(text: str, start: int, end: int) -> bool:
-    """Whether brackets, quotes or markup stand right before and right after."""
+    """Whether brackets, quotes or markup enclose the word."""
     return text[start - 1 : start] in tuple(_OPENING) and text[end : end + 1] in tuple(_CLOSING)
 
 

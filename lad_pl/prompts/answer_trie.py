@@ -1,7 +1,7 @@
-"""From identifiers to candidate log-probabilities (paper's eq. 15-16).
+"""Candidate log-probabilities from the identifiers' token trie (paper's eq. 15-16).
 
-The identifiers' token sequences form a trie. At every node the log-softmax runs over the node's children only, so the
-N candidates share one unit of probability however the tokenizer cuts their names.
+The identifiers' token sequences form a trie. At every node the log-softmax runs over the node's children only, so that
+the probabilities of the N candidates sum to 1, whatever tokens their identifiers have.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Prefix = tuple[int, ...]
 
 @dataclass(frozen=True)
 class AnswerTrie:
-    """The N identifiers as token sequences, with the end-of-turn token where one identifier begins another."""
+    """The N identifiers as token sequences, with an end-of-turn token after an identifier that begins another."""
 
     sequences: tuple[Prefix, ...]
-    """Tokens of each candidate; ends in the end token exactly if the candidate is a prefix of another."""
+    """Token ids of each candidate; they end in the end token if and only if the candidate is a prefix of another."""
 
     @classmethod
     def build(cls, names: Sequence[str], tokens: Sequence[Sequence[int]], end_token: Callable[[], int]) -> AnswerTrie:
-        """Arrange N identifiers.
+        """Build the trie of N identifiers.
 
         Args:
             names: the identifiers as text, for error messages.
-            tokens: the token ids of each identifier as they follow the prompt.
-            end_token: gives the token that ends the assistant's turn; asked only where one identifier begins another.
+            tokens: the token ids of each identifier after the prompt.
+            end_token: gives the token that ends the assistant's turn; called only if one identifier begins another.
 
         Raises:
             UserError: an identifier has no token, or two have the same tokens.
@@ -55,7 +55,7 @@ class AnswerTrie:
         return tuple(sorted({s[depth] for s in self.sequences if len(s) > depth and s[:depth] == prefix}))
 
     def branchings(self) -> tuple[Prefix, ...]:
-        """The prefixes after which more than one token is valid, shortest first; () is the prompt's end.
+        """The prefixes after which more than one token is valid, shortest first; () is the end of the prompt.
 
         Only these need the model: a single valid token has probability 1.
         """
@@ -68,13 +68,13 @@ class AnswerTrie:
         return any(self.branchings())
 
     def log_probs(self, next_logits: Callable[[Prefix], Tensor]) -> Tensor:
-        """Score the candidates.
+        """Log-probabilities of the candidates: sums of log-softmaxes over the valid tokens (eq. 15-16).
 
         Args:
-            next_logits: gives the logits (B, V) after the prompt followed by a prefix; called once per branching.
+            next_logits: gives the logits (B, V) after the prompts and a prefix; called once per branching.
 
         Returns:
-            (B, N) log-probabilities in float32; the N of a prompt sum to probability 1.
+            (B, N) log-probabilities in float32; the probabilities of each prompt sum to 1.
         """
         steps: dict[tuple[Prefix, int], Tensor] = {}
         for prefix in self.branchings():

@@ -1,4 +1,4 @@
-"""The words put to the model: one definition for calibration, test and prediction."""
+"""The prompt template and the identifier styles: one definition for calibration, test and prediction."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _ROMAN = ((10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """How a sample becomes a prompt. A calibration holds for exactly one of these."""
+    """How a sample becomes a prompt. A calibration is valid for exactly one prompt specification."""
 
     template: str = BASE_TEMPLATE
     """Text after the images. Fields: {n} (number of images), {first} and {last} (identifiers), {caption}."""
     identifiers: IdentifierStyle = "digits"
-    """What the images are called: digits (1, 2), upper (A, B), lower (a, b), roman (I, II) or words (first, second)."""
+    """Identifiers of the images: digits (1, 2), upper (A, B), lower (a, b), roman (I, II) or words (first, second)."""
     image_size: int | None = 336
-    """Side in pixels to which every image is resized (square, bicubic) before the model's own processor, as the
-    published code does; null leaves images as they are."""
+    """Side in pixels to which every image is resized (square, bicubic) before the model's own processor, as in the
+    published code; null keeps the size."""
     images_kwargs: dict[str, Any] = field(default_factory=dict)
     """Options of the model's own image processor, such as max_pixels, max_patches or do_image_splitting."""
     spans: SpanRule = "delimiters"
-    """Tokens counted as an image's: its visual tokens and the delimiters around them (the published code), or the
-    visual tokens alone (the paper's eq. 6)."""
+    """Tokens that belong to an image: delimiters, its visual tokens and the delimiters around them (the published
+    code), or visual, the visual tokens alone (the paper's eq. 6)."""
     system: str | None = None
-    """Words of a system turn; null leaves it to the model's chat template."""
+    """Text of the system turn; null leaves it to the model's chat template."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Variables of the model's chat template, such as enable_thinking: false for a model that would else think aloud
-    before it answers."""
+    """Variables of the model's chat template, such as enable_thinking: false, so that a reasoning model answers
+    without a chain of thought."""
 
     def __post_init__(self) -> None:
         known = {"n", "first", "last", "caption"}
@@ -67,7 +67,7 @@ class PromptSpec:
             raise UserError(f"prompt.image_size is {self.image_size}; give a side in pixels, or null for no resizing.")
 
     def text(self, caption: str, num_candidates: int) -> str:
-        """The prompt's text for one caption; the images stand before it."""
+        """The prompt's text for one caption; it follows the images."""
         names = identifiers(self.identifiers, num_candidates)
         return self.template.format(n=num_candidates, first=names[0], last=names[-1], caption=caption)
 

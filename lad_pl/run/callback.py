@@ -1,4 +1,4 @@
-"""Writes what a stage comes to into the run folder."""
+"""Writes a stage's results into the run folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lad_pl.run.folder import RunFolder
 
 
 class WriteRun(Callback):
-    """Writes what a stage comes to into the run folder. The module adds it by itself; nobody has to name it."""
+    """Writes a stage's results into the run folder. The module adds it by itself; nobody has to name it."""
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put predictions, costs and metrics in place."""
@@ -27,14 +27,14 @@ class WriteRun(Callback):
                 folder.write_json(folder.metrics(stage), module.report)
             elif stage == "predict" and module.overwrite:
                 for path in (folder.metrics(stage), folder.costs(stage)):
-                    path.unlink(missing_ok=True)  # they were of the predictions just replaced
+                    path.unlink(missing_ok=True)  # of the predictions just replaced
             folder.record(stage, module.settings())
         trainer.strategy.barrier()
 
     on_train_end = on_validation_end = on_predict_end = on_test_end
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say what is left of a run that was stopped from outside."""
+        """Print where the results of an interrupted run are."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
             module = cast(Any, pl_module)
             if module.processes is not None:

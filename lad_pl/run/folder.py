@@ -1,15 +1,15 @@
-"""The run folder (the Trainer's ``default_root_dir``): what a run leaves behind, written as it comes.
+"""The run folder (the Trainer's ``default_root_dir``): paths, reading and writing of its files.
 
 ============================ ======================================================================
 config.yaml                  the configuration of the latest command
 calibration.ckpt             the calibration and its provenance (fit)
 calibration_evidence.parquet the calibration passes that it was made of (fit)
-evidence.parquet             what the model told about every prompt (test, predict; validate: its own)
-evidence-....parquet         the same for methods that ask the model in a way of their own
+evidence.parquet             the evidence of every prompt (test, predict; validate: its own)
+evidence-....parquet         the same of each method with forward passes of its own
 predictions.jsonl            one line per prompt: scores and choices (test, predict; validate: its own)
 metrics.json                 the metrics of every readout and method (test; validate: its own)
 costs.json                   forward passes and seconds per prompt (test; validate: its own)
-run.json                     what each stage's results depend on, so that no other configuration replaces them
+run.json                     the settings of each stage's results, so that no other configuration replaces them
 photos-.../                  evidence, predictions and rankings of a person's photos, one folder per question
 ============================ ======================================================================
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
-from lad_pl.files import atomic_write
+from lad_pl.files import atomic_write, read_json
 from lad_pl.provenance import first_difference, library_versions
 
 CALIBRATION = "calibration.ckpt"
@@ -55,10 +55,10 @@ class RunFolder:
         """Forward passes and seconds of a stage."""
         return self.path / f"{_PREFIX[stage]}costs.json"
 
-    def evidence(self, stage: str, pass_name: str = "") -> Path:
-        """The evidence of a stage: of the plain pass, or of another one by its name."""
+    def evidence(self, stage: str, method: str = "") -> Path:
+        """The evidence of a stage: that of the readouts, or of a method by its name."""
         folder = self.calibration.parent if stage == "fit" else self.path
-        return folder / f"{_PREFIX[stage]}evidence{'-' if pass_name else ''}{pass_name}.parquet"
+        return folder / f"{_PREFIX[stage]}evidence{'-' if method else ''}{method}.parquet"
 
     @property
     def rankings(self) -> Path:
@@ -71,9 +71,14 @@ class RunFolder:
             return list(map(json.loads, file))
 
     def write_lines(self, path: Path, records: Iterable[Record]) -> None:
-        """Write a JSONL file whole or not at all."""
+        """Write a JSONL file atomically."""
         with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(map(_line, records))
+
+    def relative(self, path: Path) -> str:
+        """A path as it is recorded: by its name alone if it is in this folder, which may be moved."""
+        path = path.resolve()
+        return path.name if path.parent == self.path.resolve() else str(path)
 
     def check(self, stage: str, settings: Mapping[str, Any]) -> None:
         """Refuse a folder whose results come from other settings.
@@ -94,24 +99,20 @@ class RunFolder:
             )
 
     def record(self, stage: str, settings: Mapping[str, Any]) -> None:
-        """Note what the results of a stage depend on."""
+        """Record the settings that the results of a stage depend on."""
         output = CALIBRATION if stage == "fit" else self.predictions(stage).name
         entry = {"stage": stage, "settings": settings, "versions": library_versions()}
         self.write_json(self.path / "run.json", {**self._recorded(), output: entry})
 
     def write_json(self, path: Path, content: Any) -> None:
-        """Write a JSON file whole or not at all."""
+        """Write a JSON file atomically."""
         _write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def _recorded(self) -> dict[str, Any]:
-        try:
-            recorded = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            recorded = None
+        path = self.path / "run.json"
+        recorded = read_json(path, "Choose another run folder.") if path.exists() else {}
         if not isinstance(recorded, dict) or not all("settings" in entry for entry in recorded.values()):
-            raise UserError(f"{self.path / 'run.json'} is damaged; choose another run folder.")
+            raise UserError(f"{path} is damaged; choose another run folder.")
         return recorded
 
 

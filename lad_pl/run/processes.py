@@ -1,7 +1,7 @@
-"""A run of several processes: when one of them ends, the others end too, and one line says why.
+"""Runs of several processes: if one ends, the others end too, with one line on why.
 
-Lightning's processes wait for each other at many points. One that was stopped or has died does not come, and the others
-would wait for as long as the network library has patience: half an hour.
+Lightning's processes wait for each other at many points. If one has been stopped or has died, the others would wait for
+the network library's time limit, half an hour.
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
+import pyarrow as pa
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
+from lad_pl.errors import UserError
+
+T = TypeVar("T")
 USER_ERROR = 2
-"""Exit code after a mistake in what was typed or supplied; whoever has it has said in one line what it was."""
+"""Exit code after a mistake in what was typed or supplied; the process with this code has printed it in one line."""
+SIGTERM_EXIT = 128 + 15
+"""Exit code of a process that ended on SIGTERM, as in shells."""
 FAILED = 1
-"""Exit code of a run that another process's end has ended."""
+"""Exit code of a run that ended because another process did."""
 _GO_ON = "Run the same command again to go on."
 LOST = f"Another process of this run has ended; what was computed is kept. {_GO_ON}"
 _PATIENCE = 5.0
@@ -33,16 +40,16 @@ _PARENT = os.getppid()
 
 
 class ProcessWatcher:
-    """The processes of a run, seen from one of them.
+    """Watches the other processes of a run, from one of them.
 
     Args:
-        trainer: with its processes launched.
+        trainer: after its processes have been launched.
         folder: of the run.
     """
 
     def __init__(self, trainer: pl.Trainer, folder: Path) -> None:
         self.leaving = False
-        """Whether this process has been asked to end; it does so after the batch in hand."""
+        """Whether this process has been asked to end, which it does after the current batch."""
         self._folder = folder
         self._launched: list[subprocess.Popen[Any]] = []
         self._watched_by_lightning: list[subprocess.Popen[Any]] = []
@@ -57,9 +64,9 @@ class ProcessWatcher:
             _in_background(_end_with_parent)
 
     def listen(self) -> None:
-        """End after the batch in hand when asked to (SIGTERM), whether or not the others are.
+        """Install the SIGTERM handler, after Lightning's: end after the current batch, whether or not the others do.
 
-        Lightning's own handler tells the others by a broadcast, which hangs where they have not been asked themselves.
+        Lightning's own handler broadcasts to the others, which hangs if they have not received the signal themselves.
         """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._leave)
@@ -96,10 +103,57 @@ class ProcessWatcher:
         os._exit(USER_ERROR if code == USER_ERROR else FAILED)
 
 
+def check_trainer(trainer: pl.Trainer, tensor_parallel: int) -> None:
+    """Refuse a precision, and a strategy that would hold the model more often, or in other parts, than intended.
+
+    Args:
+        trainer: the Trainer.
+        tensor_parallel: how many processes are to hold the weights of one model together.
+
+    Raises:
+        UserError: the Trainer has a precision of its own, the strategy splits weights for training, or
+            ``tensor_parallel`` is not the number of processes.
+    """
+    if trainer.precision != "32-true":
+        raise UserError(f"trainer.precision is {trainer.precision}; set model.vlm.dtype instead.")
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        raise UserError(
+            "This trainer.strategy splits weights that it trains, and would leave a whole model on every device; "
+            "use ddp, and model.vlm.tensor_parallel or model.vlm.device_map for a model larger than a device."
+        )
+    if tensor_parallel == 1:
+        return
+    if tensor_parallel != trainer.world_size:
+        raise UserError(
+            f"model.vlm.tensor_parallel is {tensor_parallel}, but the run has {trainer.world_size} processes; set "
+            f"trainer.devices times trainer.num_nodes to {tensor_parallel}, with trainer.strategy ddp."
+        )
+    os.environ.setdefault("LOCAL_RANK", str(trainer.local_rank))  # where transformers looks for its device
+
+
+def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
+    """The result of ``work``, computed on the first process and broadcast to all.
+
+    Raises:
+        UserError: ``work`` raised one, or could not read or write a file; on every process, because they wait for it.
+    """
+    trainer.strategy.barrier()
+    outcome: tuple[T | None, str] = (None, "")
+    if trainer.is_global_zero:
+        try:
+            outcome = (work(), "")
+        except (UserError, OSError, pa.ArrowException) as error:
+            outcome = (None, str(error))
+    result, message = trainer.strategy.broadcast(outcome)
+    if message:
+        raise UserError(message)
+    return cast(T, result)
+
+
 def reported_by_another() -> bool:
     """Wait a little while for the process that launched this one to end; whether it has.
 
-    A mistake that all processes meet is told once, by the first of them. Meanwhile a launcher may end this process.
+    A mistake that all processes meet is printed once, by the first of them. Meanwhile a launcher may end this process.
     """
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
@@ -115,7 +169,7 @@ def is_first() -> bool:
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an exception tells that another process has gone."""
+    """Whether an exception means that another process has gone."""
     return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 

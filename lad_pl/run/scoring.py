@@ -11,64 +11,70 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lad_pl.calibrate import log_mean_probability
+from lad_pl.calibrate import calibrate, log_mean_probability
 from lad_pl.evidence.store import read_prompts, stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.metrics import UNREADABLE, position_metrics
-from lad_pl.prompts.template import PromptSpec
 from lad_pl.readouts import READOUTS, ReadoutSettings
 from lad_pl.types import Calibration, Sample
 
-if TYPE_CHECKING:  # it imports transformers, which a replay does not need
-    from lad_pl.methods import Pass
+if TYPE_CHECKING:  # it imports transformers, which scoring does not need
+    from lad_pl.methods.runner import MethodRunner
 
 
 @dataclass
 class Results:
-    """What P tested prompts come to, by readout and by method."""
+    """Scores and choices of P tested prompts, by readout and method."""
 
     prompts: EvidenceRecords
     """The P prompts; their attention is the mean over heads."""
     scores: dict[str, Tensor]
-    """Scores (P, N) by name; methods that answer in words have none."""
+    """Scores (P, N) by name; methods that generate text have none."""
     choices: dict[str, Tensor]
     """Chosen position (P,) by name, :data:`UNREADABLE` where there is none."""
     costs: dict[str, dict[str, float]]
     """Forward passes and seconds per tested prompt, by name."""
 
-    def add(self, a_pass: Pass, prompts: EvidenceRecords, prompt: PromptSpec, readout: ReadoutSettings) -> None:
-        """Take in what another pass, of that prompt, tells about the same samples."""
-        scores = a_pass.scores(prompts, self.prompts.num_permutations, readout)
-        choices = choices_of(scores) | a_pass.choices(prompts, prompt)
+    def add(self, runner: MethodRunner, readout: ReadoutSettings) -> None:
+        """Add the scores and choices of another method on the same samples, from its finished store."""
+        records = read_prompts(runner.store.path, heads=False)
+        scores = runner.method.scores(records, self.prompts.num_permutations, readout)
+        choices = choices_of(scores) | runner.method.choices(records, runner.encoder.prompt)
         self.scores |= scores
         self.choices |= choices
-        self.costs |= dict.fromkeys(choices, cost(prompts, len(self.prompts)))
+        self.costs |= dict.fromkeys(choices, cost(records, len(self.prompts)))
 
     def keep(self, names: Sequence[str]) -> None:
-        """Forget all but the named readouts and methods."""
+        """Drop all but the named readouts and methods."""
         for values in (self.scores, self.choices, self.costs):
             for name in [name for name in values if name not in names]:
                 del values[name]
 
-    def metrics(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """All metrics of the named readouts and methods, as :func:`metrics_of` has them."""
-        return metrics_of({name: self.choices[name] for name in names}, self.prompts)
+    def report(self, names: Sequence[str]) -> dict[str, Any]:
+        """Metrics of the named readouts and methods (see :func:`metrics_of`), and what they were measured on."""
+        prompts = self.prompts
+        return {
+            "readouts": metrics_of({name: self.choices[name] for name in names}, prompts),
+            "num_samples": len(prompts) // prompts.num_permutations,
+            "num_permutations": prompts.num_permutations,
+            "num_candidates": prompts.num_candidates,
+        }
 
     def records(self, samples: Sequence[Sample], rank_by: str) -> Iterator[dict[str, Any]]:
         """One line of predictions.jsonl per prompt.
 
         Args:
-            samples: of the stage; the prompts' sample_index are indices into it.
+            samples: of the stage; ``sample_index`` of the prompts is an index into it.
             rank_by: the readout that orders the images.
         """
         prompts = self.prompts
         rankings = self.scores[rank_by].argsort(dim=-1, descending=True, stable=True)
-        for row, group in enumerate(prompts.sample_index.tolist()):
+        for row, index in enumerate(prompts.sample_index.tolist()):
             permutation, target = prompts.permutations[row].tolist(), int(prompts.targets[row])
             yield {
                 "id": prompts.ids[row],
-                "caption": samples[group].caption,
-                "images": list(samples[group].images),
+                "caption": samples[index].caption,
+                "images": list(samples[index].images),
                 "permutation": permutation,
                 "target": target if target >= 0 else None,
                 "log_probs": prompts.evidence.log_probs[row].tolist(),
@@ -77,6 +83,16 @@ class Results:
                 "choices": {name: _readable(int(chosen[row])) for name, chosen in self.choices.items()},
                 "ranking": [permutation[position] for position in rankings[row].tolist()],
             }
+
+
+def calibrate_store(path: str | Path) -> Calibration:
+    """Calibrate on the calibration passes of a finished store.
+
+    Raises:
+        UserError: the store cannot be read; or as :func:`lad_pl.calibrate.calibrate`.
+    """
+    records = read_prompts(path)
+    return calibrate(records.evidence, records.targets, records.permutations, records.sample_index)
 
 
 def score_store(path: str | Path, calibration: Calibration, settings: ReadoutSettings, names: Sequence[str]) -> Results:
@@ -92,13 +108,40 @@ def score_store(path: str | Path, calibration: Calibration, settings: ReadoutSet
     return Results(prompts, scores, choices_of(scores), dict.fromkeys(names, cost(prompts, len(prompts))))
 
 
+def score_methods(
+    runners: Sequence[MethodRunner],
+    calibration: Calibration,
+    settings: ReadoutSettings,
+    readouts: Sequence[str],
+    methods: Sequence[str],
+) -> Results:
+    """Score the finished stores of a stage.
+
+    Args:
+        runners: of the readouts' evidence, then of the other methods.
+        calibration: of the readouts.
+        settings: the readouts' free choices.
+        readouts: names of the readouts to score.
+        methods: names of the methods to keep.
+
+    Raises:
+        UserError: as :func:`score_store`.
+    """
+    first, *others = runners
+    results = score_store(first.store.path, calibration, settings, readouts)
+    for runner in others:
+        results.add(runner, settings)
+    results.keep((*readouts, *methods))
+    return results
+
+
 def cost(prompts: EvidenceRecords, num_tested: int) -> dict[str, float]:
-    """Forward passes of the language model and seconds that a pass took per tested prompt."""
+    """Forward passes of the language model, and seconds, per tested prompt."""
     return {"forwards": int(prompts.forwards.sum()) / num_tested, "seconds": float(prompts.seconds.sum()) / num_tested}
 
 
 def with_batch_prior(prompts: EvidenceRecords, calibration: Calibration, settings: ReadoutSettings) -> Calibration:
-    """The calibration with the prior of batch calibration taken from where ``settings.batch`` says."""
+    """The calibration, its prior of batch calibration taken from the tested prompts if ``settings.batch`` is test."""
     if settings.batch == "calibration":
         return calibration
     return replace(calibration, log_batch_prior=log_mean_probability(prompts.evidence.log_probs))

@@ -1,4 +1,4 @@
-"""Attention functions: any backend's, wrapped; and the last query's softmax row."""
+"""Replacing a backend's attention function, and the attention of the last query."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 @contextmanager
 def wrapped_attention(backend: str, wrap: Callable[[AttentionFunction], AttentionFunction]) -> Iterator[None]:
-    """Put another attention function in the place of ``backend``'s while the block runs; blocks may nest.
+    """Replace ``backend``'s attention function while the ``with`` block runs; blocks may nest.
 
     Args:
         backend: the name of an attention implementation.
-        wrap: makes the other function of the present one.
+        wrap: gives the replacement for the present function.
     """
-    # transformers' registry has a local layer over its global one, meant for such overrides; ours may nest.
+    # transformers' registry has a local layer over its global one, meant for such overrides.
     local = ALL_ATTENTION_FUNCTIONS._local_mapping
     overridden = local.get(backend)
-    # Eager attention stands in no registry: every modeling file has its own, which an entry of that name replaces.
+    # The registry has no eager attention: every modeling file has its own, which an entry of that name replaces.
     ALL_ATTENTION_FUNCTIONS[backend] = wrap(ALL_ATTENTION_FUNCTIONS.get(backend, _eager_attention))
     try:
         yield
@@ -52,7 +52,7 @@ def last_query_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """Softmax of the last query over all keys, in float32.
+    """Attention of the last query to all keys, ``softmax(q k / sqrt(D) + M)``, in float32.
 
     Args:
         query: (B, H, Q, D).
@@ -60,12 +60,12 @@ def last_query_attention(
         attention_mask: None; (B, S) with 1 for tokens and 0 for padding (flash attention); or (B or 1, H or 1, Q, S),
             boolean (True = visible) or additive.
         scaling: factor on the logits; 1 / sqrt(D) if None.
-        sliding_window: how many of the latest keys are visible, where the mask does not say so itself.
+        sliding_window: how many of the latest keys are visible; only for masks that do not contain the window.
         softcap: logits become softcap * tanh(logits / softcap).
         s_aux: (H,) attention-sink logits, which take part in the softmax without being a key.
 
     Returns:
-        (B, H, 1, S).
+        (B, H, 1, S) attention weights.
     """
     batch, heads, dim = query.shape[0], query.shape[1], query.shape[-1]
     key_heads, length = key.shape[1:3]

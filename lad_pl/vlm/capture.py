@@ -1,9 +1,9 @@
 """Attention mass per image from the last prompt token, under any attention backend.
 
-A fast backend (sdpa, flash attention) never writes the attention map down. While a capture is open, the backend's
-function is wrapped: for the watched layers it returns, beside its own fast output, the last query's softmax row. A
+A fast backend (sdpa, flash attention) never materialises the attention map. While a capture is open, the backend's
+function is wrapped: for the watched layers it returns, beside its own fast output, the attention of the last query. A
 forward hook on each watched layer takes that row (or, under eager, the last row of the full map) and keeps only its
-sums over the image spans: B x L x H x N numbers, never a map.
+sums over the image spans (eq. 6): B x L x H x N numbers, never a map.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ from torch.nn.functional import pad
 
 from lad_pl.errors import UserError
 from lad_pl.vlm.attention import AttentionFunction, last_query_attention, wrapped_attention
-from lad_pl.vlm.layers import _listed, check_layers
+from lad_pl.vlm.layers import check_layers, layer_names
 
 
 class AttentionMass:
-    """What a capture has seen so far."""
+    """Attention mass per image that a capture has collected, layer by layer.
+
+    Args:
+        layers: indices of the L watched layers.
+        spans: (B, S, N), 1 where a token belongs to an image.
+    """
 
     def __init__(self, layers: Sequence[int], spans: Tensor) -> None:
         self.layers = tuple(layers)
@@ -35,27 +40,24 @@ class AttentionMass:
 
         Args:
             layer: index of the decoder layer.
-            weights: (B, H, Q, K) attention of the last Q >= 1 queries onto the last K <= S tokens, or None if the
-                backend gave nothing.
-            mask: the mask that the layer was given, if any.
+            weights: (B, H, Q, K) attention weights of the last Q >= 1 queries on the last K <= S tokens, or None if
+                the backend gave nothing.
+            mask: the layer's attention mask, if any.
         """
         if weights is None:
             return
         row = weights[:, :, -1].float()
         spans = self._spans.to(row.device)  # a model spread over devices
-        dropped = (
-            max(0, spans.shape[1] - row.shape[-1]),
-            0,
-        )  # a sliding window's cache keeps no token that lies before it
+        dropped = (max(0, spans.shape[1] - row.shape[-1]), 0)  # tokens before a sliding window are not in its cache
         self._by_layer[layer] = torch.einsum("bhs,bsn->bhn", pad(row, dropped), spans)
         hidden = pad(_hidden(weights, mask), dropped, value=True)
         self._unseen[layer] = (hidden[:, :, None] & spans.bool()).any(1)
 
     def stacked(self) -> Tensor:
-        """(B, L, H, N) attention mass, layers in the order asked for.
+        """(B, L, H, N) attention mass, in the order of ``layers``.
 
         Raises:
-            UserError: a layer has yielded nothing, or does not see the whole of an image.
+            UserError: a layer has yielded nothing, or does not see all tokens of an image.
         """
         silent = [layer for layer in self.layers if layer not in self._by_layer]
         if silent:
@@ -70,7 +72,7 @@ class AttentionMass:
             blind = [layer for layer, images in zip(self.layers, unseen, strict=True) if images.any()]
             raise UserError(
                 f"Layer {self.layers[place]} does not see the whole of image {image + 1}: the prompt is longer than "
-                f"its attention window. Leave out {_listed(blind)} (model.layers), or show fewer or smaller images."
+                f"its attention window. Leave out {layer_names(blind)} (model.layers), or show fewer or smaller images."
             )
         return torch.stack([self._by_layer[layer].to(device) for layer in self.layers], 1)
 
@@ -113,11 +115,11 @@ def capture(
 
 
 def _hidden(weights: Tensor, mask: Tensor | None) -> Tensor:
-    """(B or 1, S): which keys the last query cannot see in any head."""
+    """(B or 1, K): which keys the last query sees in no head."""
     if mask is not None and mask.ndim == 4:
         row = mask[:, :, -1, : weights.shape[-1]]
         return (~row if row.dtype == torch.bool else row < torch.finfo(row.dtype).min / 2).all(1)
-    if weights.dtype == torch.float32:  # a fast backend's row, of which the window is part; only half precision rounds
+    if weights.dtype == torch.float32:  # exact zeros are hidden keys; in half precision small weights round to zero
         return weights[:, :, -1].amax(1) == 0
     return torch.zeros(1, weights.shape[-1], dtype=torch.bool, device=weights.device)
 

@@ -1,8 +1,9 @@
-"""The same prompts with a caption that says nothing, for contextual calibration (Zhao et al. 2021, arXiv:2102.09690).
+"""Content-free prompts, for contextual calibration (Zhao et al. 2021, arXiv:2102.09690).
 
-What a model answers to the caption "N/A" is bias. As the images come first in a prompt, the two prompts differ in their
-last few tokens only. So the images are processed once, and the content-free prompts' forward pass runs over those few
-tokens, on the keys and values that the prompts' own pass has left in the cache.
+A content-free prompt has the caption "N/A"; whatever the model prefers there is bias. As the images come first in a
+prompt, it differs from the prompt with the sample's caption in its last few tokens only. So the images are processed
+once, and the content-free prompts' forward pass runs over those few tokens, on the keys and values that the prompts'
+own pass has left in the cache.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ CONTENT_FREE = "N/A"
 def swap_text(
     row: dict[str, Tensor], tail: int, rendered: Sequence[int], other: Sequence[int]
 ) -> dict[str, Tensor] | None:
-    """A prompt's token fields with the end of its text replaced by another text's.
+    """Replace the end of a prompt's text by that of another text.
 
-    That is exact where the processor's tokens and the tokenizer's own agree from before the place where the two texts
-    part: a byte-pair encoding never looks across a boundary between tokens that both texts have.
+    Exact if the processor's tokens and the tokenizer's own are the same from a token on that both texts share: a
+    byte-pair encoding never merges across such a boundary.
 
     Args:
-        row: token fields (S,) of the prompt, as the processor made them.
-        tail: how many tokens stand after the last image and its delimiters.
-        rendered: the prompt's tokens with its images as bare placeholders, by the tokenizer alone.
-        other: the same of the other text.
+        row: token fields (S,) of the prompt, from the processor.
+        tail: number of tokens after the last image and its delimiters.
+        rendered: the prompt tokenised by the tokenizer alone, with bare image placeholders.
+        other: the other prompt, in the same way.
 
     Returns:
-        Token fields (S',), or None where it might not be exact: the texts part before the last image's end or before
-        the tokens agree, or a field varies over the replaced text.
+        Token fields (S',), or None where the result might not be exact: the texts differ before the end of the last
+        image or before the tokens agree, or a field varies over the replaced text.
     """
     ids, shared = row["input_ids"].tolist(), _common_length(rendered, other)
     replaced = len(rendered) - shared
@@ -55,7 +56,7 @@ def swap_text(
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Which columns of the prompts' cache serve the content-free prompts."""
+    """The columns of the prompts' key-value cache that the content-free prompts share."""
 
     starts: tuple[int, ...]
     """B: the column of a prompt's cache that becomes column 0. Rows are shifted so that every prefix ends in the same
@@ -63,14 +64,14 @@ class SharedPrefix:
     length: int
     """Columns kept, padding on the left included."""
     suffix: int
-    """Tokens of the content-free prompts that remain to be run, in every row the same number."""
+    """Number of tokens of the content-free prompts that are not in the cache; the same in every row."""
 
     @classmethod
     def of(cls, batch: Batch, free: Batch) -> SharedPrefix | None:
         """Compare prompts with their content-free counterparts, both padded on the left.
 
         Returns:
-            None if an image, or another token that is not plain text, stands where they differ.
+            None if they differ in an image, or in another token that is not plain text.
         """
         kept, free_kept = (item.tokens["attention_mask"].bool().cpu() for item in (batch, free))
         rows = [ids[mask].tolist() for ids, mask in zip(batch.tokens["input_ids"].cpu(), kept, strict=True)]
@@ -85,10 +86,10 @@ class SharedPrefix:
         return cls(starts, width, suffix)
 
     def cut(self, cache: DynamicCache) -> DynamicCache:
-        """The prefix's keys and values in a cache of their own; ``cache`` stays as it is.
+        """A cache with the prefix's keys and values alone; ``cache`` is left as it is.
 
         Args:
-            cache: of the prompts' pass, with every token of the past in its sliding-window layers.
+            cache: of the prompts' forward pass, with all past tokens in its sliding-window layers.
         """
         prefix = copy.copy(cache)
         prefix.layers = [self._cut_layer(copy.copy(layer)) for layer in cache.layers]
@@ -111,7 +112,8 @@ class SharedPrefix:
 
 
 def can_be_cut(cache: Cache) -> bool:
-    """Whether every layer keeps keys and values of the whole past, or none at all; recurrent states cannot go back."""
+    """Whether every layer keeps the keys and values of all past tokens, or none; recurrent states cannot be rolled
+    back."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in cache.layers)
 
 

@@ -38,7 +38,7 @@ class EncodedSample:
     positions: list[Tensor]
     """T: (S,) position of the image that each token belongs to, or -1."""
     vision: Fields
-    """What the image processor made of the images, every one once."""
+    """The image processor's output, every image once."""
     visual: tuple[int, ...]
     """Visual tokens of each image, in the annotation's order."""
     tail: int
@@ -46,12 +46,12 @@ class EncodedSample:
 
 
 class PromptEncoder:
-    """Turns :class:`PermutedSample` records into a :class:`Batch`; holds no weights, so workers can carry it.
+    """Turns :class:`PermutedSample` records into a :class:`Batch`; holds no weights, so that workers can unpickle it.
 
     Args:
         processor: the model's processor.
         image_token: id of the visual token, which image features replace.
-        prompt: the prompt's words and image handling.
+        prompt: template, identifiers and image processing.
 
     Raises:
         UserError: the prompt sets a variable that the model's chat template does not have.
@@ -81,21 +81,18 @@ class PromptEncoder:
         """
         return self._batch(items, [self._encode(item) for item in items])
 
-    def with_content_free(self, items: Sequence[PermutedSample], caption: str = CONTENT_FREE) -> tuple[Batch, Batch]:
-        """Encode samples, and the same prompts with ``caption`` in place of each sample's own.
+    def with_content_free(self, items: Sequence[PermutedSample], caption: str = CONTENT_FREE) -> Batch:
+        """Encode samples, and as ``content_free`` the same prompts with ``caption`` in place of each sample's own.
 
         The images go through the processor once: only the text after them is tokenised anew. Where that might not give
         what the processor would, the processor is called with the other caption as well.
-
-        Returns:
-            two batches that differ in their tokens and share everything else.
 
         Raises:
             UserError: the processor refuses a sample, or its images' tokens cannot be found.
         """
         encoded = [self._encode(item) for item in items]
-        free = [self._retold(item, own, caption) for item, own in zip(items, encoded, strict=True)]
-        return self._batch(items, encoded), self._batch(items, free)
+        free = [self._with_caption(item, own, caption) for item, own in zip(items, encoded, strict=True)]
+        return replace(self._batch(items, encoded), content_free=self._batch(items, free))
 
     def _encode(self, item: PermutedSample) -> EncodedSample:
         """One sample under all of its permutations."""
@@ -110,15 +107,15 @@ class PromptEncoder:
                 row, _, moved = self._process(item, permutation)
                 if moved.visual != tuple(blocks.visual[source] for source in permutation):
                     raise UserError(
-                        f"Sample {item.sample.id}: the processor gives an image another number of tokens in "
-                        "another place; this model family is not supported."
+                        f"Sample {item.sample.id}: the processor gives an image another number of tokens at "
+                        "another position; this model family is not supported."
                     )
             rows.append(row)
             positions.append(self.spans.positions(row["input_ids"], moved, self.prompt.spans))
         tail = len(tokens["input_ids"]) - blocks.extents[-1][1] - blocks.after
         return EncodedSample(rows, positions, vision, blocks.visual, tail)
 
-    def _retold(self, item: PermutedSample, own: EncodedSample, caption: str) -> EncodedSample:
+    def _with_caption(self, item: PermutedSample, own: EncodedSample, caption: str) -> EncodedSample:
         """The sample with another caption."""
         other = replace(item, sample=replace(item.sample, caption=caption))
         rows = None if self.spans.control_token_in(caption) else self._swapped(item, other, own)
@@ -134,16 +131,16 @@ class PromptEncoder:
         return replace(own, rows=rows, positions=positions)
 
     def _swapped(self, item: PermutedSample, other: PermutedSample, own: EncodedSample) -> list[Fields] | None:
-        """The rows with the end of the text tokenised anew; None where that might not be exact."""
-        rendered, retold = (self._ids(self._rendered(sample)) for sample in (item, other))
-        swapped = [swap_text(row, own.tail, rendered, retold) for row in own.rows]
+        """The rows with the end of the text tokenised again; None where that might not be exact."""
+        rendered, replaced = (self.token_ids(self._rendered(sample)) for sample in (item, other))
+        swapped = [swap_text(row, own.tail, rendered, replaced) for row in own.rows]
         rows = [row for row in swapped if row is not None]
         return rows if len(rows) == len(swapped) else None
 
     def _rendered(self, item: PermutedSample) -> str:
         """The prompt with its images as placeholders."""
         text = self.prompt.text(item.sample.caption, item.sample.num_candidates)
-        return self._chat(self._turns([{"type": "image"}] * item.sample.num_candidates, text))
+        return self.chat(self.turns([{"type": "image"}] * item.sample.num_candidates, text))
 
     def _batch(self, items: Sequence[PermutedSample], encoded: Sequence[EncodedSample]) -> Batch:
         rows = [row for sample in encoded for row in sample.rows]
@@ -179,28 +176,28 @@ class PromptEncoder:
             UserError: the tokenizer cannot tell two identifiers apart, or merges one with the prompt.
         """
         names = identifiers(self.prompt.identifiers, num_candidates)
-        before = self._chat(self._turns([], self.prompt.text("x", num_candidates)))
-        base = self._ids(before)
+        before = self.chat(self.turns([], self.prompt.text("x", num_candidates)))
+        base = self.token_ids(before)
         tokens = []
         for name in names:
-            ids = self._ids(before + name)
+            ids = self.token_ids(before + name)
             if ids[: len(base)] != base:
                 raise UserError(f"The tokenizer merges the identifier '{name}' with the prompt; use other identifiers.")
             tokens.append(ids[len(base) :])
         return AnswerTrie.build(names, tokens, self._end_of_turn)
 
     def fingerprint(self) -> str:
-        """A short digest of the chat template's words and of what the image processor does."""
+        """A short digest of the chat template's text and of the image processor's settings."""
         settings = self.processor.image_processor.to_dict()
         kept = {name: value for name, value in settings.items() if not name.startswith("_") and "class" not in name}
-        return short_digest([self._chat(self._turns([], "x")), kept])
+        return short_digest([self.chat(self.turns([], "x")), kept])
 
     def _process(self, item: PermutedSample, permutation: Sequence[int]) -> tuple[Fields, Fields, ImageBlocks]:
         """Token fields (S,), image fields and image blocks of one sample in one order of its images."""
         text = self.prompt.text(item.sample.caption, item.sample.num_candidates)
         images = [{"type": "image", "image": item.images[index]} for index in permutation]
         try:
-            fields = self._tokenized(images, text)
+            fields = self.tokenize(images, text)
             replaced = fields.pop("text_replacement_offsets", [[]])[0]
             shape = fields["input_ids"].shape
             tokens = {name: values[0] for name, values in fields.items() if _is_shaped(values, shape)}
@@ -209,11 +206,23 @@ class PromptEncoder:
             raise UserError(f"Sample {item.sample.id}: {error}") from error
         return tokens, {name: values for name, values in fields.items() if name not in tokens}, blocks
 
-    def _tokenized(self, images: list[dict[str, Any]], text: str) -> Any:
+    def tokenize(self, images: list[dict[str, Any]], text: str) -> Any:
+        """One prompt in the chat template, tokenised and with its images processed.
+
+        Args:
+            images: the chat template's image parts, ``{"type": "image", "image": picture}``.
+            text: the user's text after them.
+
+        Returns:
+            the processor's output, with ``text_replacement_offsets``: the text that it wrote for each image.
+
+        Raises:
+            UserError: the chat template or the processor refuses the prompt.
+        """
         control = self.spans.control_token_in(f"{self.prompt.system or ''} {text}")
         try:
             return self.processor.apply_chat_template(
-                self._turns(images, text),
+                self.turns(images, text),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -226,32 +235,42 @@ class PromptEncoder:
                 },
                 **self.prompt.chat_template_kwargs,
             )
-        except Exception as error:  # whatever a template or a processor of some family may think of
+        except Exception as error:  # templates and processors raise whatever they like
             spelt = "" if control is None else f" (its text spells '{control}', one of the model's own tokens)"
             raise UserError(f"the model's processor refuses it{spelt}: {first_line(error)}.") from error
 
-    def _turns(self, images: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    def turns(self, images: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+        """The conversation for the chat template: the system turn, if there is one, and the user's images and text."""
         turns = [_turn("user", [*images, _words(text)])]
         return turns if self.prompt.system is None else [_turn("system", [_words(self.prompt.system)]), *turns]
 
-    def _chat(self, turns: list[dict[str, Any]], answering: bool = True) -> str:
-        """What the chat template makes of a conversation; ``answering``: up to where the assistant begins."""
+    def chat(self, turns: list[dict[str, Any]], answering: bool = True) -> str:
+        """The text that the chat template makes of a conversation.
+
+        Args:
+            turns: as :meth:`turns` gives them, or more of them.
+            answering: end with the generation prompt, after which the assistant answers.
+
+        Raises:
+            UserError: the chat template refuses the conversation.
+        """
         options = self.prompt.chat_template_kwargs
         try:
             return self.processor.apply_chat_template(turns, add_generation_prompt=answering, **options)
-        except Exception as error:  # templates are programs of their own
+        except Exception as error:  # templates raise whatever they like
             raise UserError(f"The model's chat template refuses the prompt: {first_line(error)}.") from error
 
-    def _ids(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
+        """The tokenizer's ids for a text, without special tokens of its own."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _end_of_turn(self) -> int:
-        """The token that closes an assistant's words; where the template closes none, what opens the next turn."""
+        """The token that ends an assistant turn; where the template writes none, the token that opens the next turn."""
         marker = "ANSWER"
-        turns = [*self._turns([], "x"), _turn("assistant", [_words(marker)])]
+        turns = [*self.turns([], "x"), _turn("assistant", [_words(marker)])]
         for conversation in (turns, [*turns, _turn("user", [_words("x")])]):
-            text = self._chat(conversation, answering=False)
-            token = self.spans.first_marker(self._ids(text.rpartition(marker)[2]))
+            text = self.chat(conversation, answering=False)
+            token = self.spans.first_marker(self.token_ids(text.rpartition(marker)[2]))
             if token is not None:
                 return token
         return self.tokenizer.eos_token_id
@@ -274,7 +293,7 @@ def _is_shaped(values: Any, shape: torch.Size) -> bool:
 
 
 def _move_blocks(blocks: ImageBlocks, permutation: Sequence[int], length: int) -> tuple[Tensor, ImageBlocks]:
-    """Source index of every token once the blocks stand in the permuted order, and where they stand then."""
+    """For blocks in the permuted order: the source index of every token, and the blocks' new extents."""
     order: list[int] = []
     moved = []
     fixed_start = 0

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from lad_pl.errors import UserError
 
 TOWER_FIELDS = ("visual_indicator_features",)
-"""What belongs to the tower and not to an image: Ovis2's embeddings of its indicator tokens."""
+"""Output fields that belong to the tower and not to an image: Ovis2's embeddings of its indicator tokens."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class PerImageFeatures:
 
     @classmethod
     def of(cls, outputs: Sequence[ModelOutput], visual_tokens: Sequence[int]) -> PerImageFeatures:
-        """Pair outputs with numbers of tokens.
+        """Pair the tower's outputs with the images' numbers of tokens.
 
         Args:
             outputs: one per sample, all with the same number of images.
-            visual_tokens: of the M images, sample after sample.
+            visual_tokens: number of visual tokens of each of the M images, sample after sample.
         """
         each = len(visual_tokens) // len(outputs)
         sizes = tuple(tuple(visual_tokens[start : start + each]) for start in range(0, len(visual_tokens), each))
         return cls(tuple(outputs), sizes)
 
     def shown(self, images: Sequence[int]) -> ModelOutput:
-        """The output that the tower would give for these images, one after the other.
+        """The output that the tower would give for a list of images.
 
         Args:
-            images: which of the M images, with repetition.
+            images: indices into the M images; may repeat.
 
         Raises:
             UserError: the output does not hold one feature vector per visual token.
@@ -66,7 +66,7 @@ class PerImageFeatures:
         return all(_num_vectors(value) == sum(sizes) for value, sizes in zip(values, self.sizes, strict=True))
 
     def _laid_out(self, values: Sequence[Any], images: Sequence[int]) -> Any:
-        """One field of every sample's output, cut and put together anew; None if it is not made of features."""
+        """One field of the output for a list of images; None if the field does not hold features."""
         if self._holds_features(values):
             pieces = [
                 piece

@@ -1,4 +1,4 @@
-"""Free-text answers: ``model.generate`` on prompts whose image features are computed once per distinct image."""
+"""Free-text answers: ``model.generate`` with image features computed once per distinct image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, check_at_least
 from lad_pl.prompts.answer_parsing import THINKING_OPENED
 from lad_pl.types import Batch
 from lad_pl.vlm.model import VisionLanguageModel
@@ -34,11 +34,11 @@ _FORBIDDEN = ("bad_words_ids", "suppress_tokens")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are generated. The model's own generation settings play no part but in where a text ends and in which
-    tokens no text may hold (``bad_words_ids``, ``suppress_tokens``).
+    """How texts are generated. Of the model's own generation settings only these are used: the tokens that end a text
+    and those that must not occur (``bad_words_ids``, ``suppress_tokens``).
 
     Raises:
-        UserError: a value is out of range, or several chains would be the same.
+        UserError: a value is out of range, or temperature 0 would make several chains the same.
     """
 
     max_new_tokens: int
@@ -50,12 +50,10 @@ class Decoding:
     top_k: int | None = None
     """Draw from the k most probable tokens; null draws from all."""
     seed: int = 42
-    """Of the sampled texts. A prompt's texts depend on it, on the sample's id and on the order of its images."""
+    """Seed of the sampling, together with the sample's id, the order of its images and the number of the chain."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "chains"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give 1 or more.")
+        check_at_least(1, max_new_tokens=self.max_new_tokens, chains=self.chains)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UserError(f"temperature is {self.temperature}; give 0 (no sampling) or a positive number.")
         if self.top_k is not None and self.top_k < 1:
@@ -66,11 +64,11 @@ class Decoding:
 
 @torch.no_grad()
 def generate(vlm: VisionLanguageModel, batch: Batch, decoding: Decoding) -> tuple[tuple[str, ...], ...]:
-    """What the model writes after each prompt.
+    """Generate ``decoding.chains`` texts for each prompt.
 
-    Every distinct image goes through the vision tower once and every prompt through the language model once, whatever
-    the number of chains. A prompt's text does not depend on the other prompts of the batch, up to rounding. Texts
-    sampled on a GPU are others than those sampled on a CPU; both are exact samples.
+    The vision tower encodes every distinct image once and the language model reads every prompt once, whatever the
+    number of chains. A prompt's text does not depend on the other prompts of the batch, up to rounding. Samples on a
+    GPU differ from those on a CPU; both are exact samples.
 
     Args:
         vlm: the model.
@@ -78,8 +76,8 @@ def generate(vlm: VisionLanguageModel, batch: Batch, decoding: Decoding) -> tupl
         decoding: length, number of chains and sampling.
 
     Returns:
-        B times ``decoding.chains`` texts, without the model's special tokens but with its thinking tags. Where the
-        prompt itself ends by opening a chain of thought, the text begins with that tag.
+        B times ``decoding.chains`` texts, without the model's special tokens but with its thinking tags. If the prompt
+        ends with a tag that opens a chain of thought, the text begins with that tag.
 
     Raises:
         UserError: the model cannot generate text from a key-value cache.
@@ -93,13 +91,13 @@ def generate(vlm: VisionLanguageModel, batch: Batch, decoding: Decoding) -> tupl
 
 
 def _generated(vlm: VisionLanguageModel, batch: Batch, decoding: Decoding, config: GenerationConfig) -> Tensor:
-    """(B, chains, new tokens): token ids, with filler behind a text's end."""
+    """(B, chains, new tokens): token ids, padded after a text's end."""
     model, chains = vlm.model, decoding.chains
     if not (model.can_generate() and model._supports_default_dynamic_cache()):
         raise UserError(f"{type(model).__name__} cannot generate text from a key-value cache; choose other methods.")
-    inputs = vlm._inputs(batch)
+    inputs = vlm.inputs(batch)
     cache = _prefilled(model, inputs, chains)
-    del inputs["mm_encoder_outputs"]  # what they say is in the cache
+    del inputs["mm_encoder_outputs"]  # the cache holds what the prompts' images contribute
     inputs = {name: values.repeat_interleave(chains, dim=-2) for name, values in inputs.items()}
     with _sole_generation_config(model, config):
         # Not model.generate: Janus overrides it and loses the logits processors there.
@@ -114,13 +112,13 @@ def _generated(vlm: VisionLanguageModel, batch: Batch, decoding: Decoding, confi
 
 
 def _prefilled(model: Any, inputs: dict[str, Any], chains: int) -> DynamicCache:
-    """The keys and values of each prompt but its last token, ``chains`` times over: generation starts from there."""
+    """The cache of each prompt without its last token, repeated ``chains`` times, for generation to start from."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     prompt = {
         name: values[..., :-1] if isinstance(values, Tensor) else values  # (B, S), or (axes, B, S)
         for name, values in inputs.items()
     }
-    # What generate() itself would hand to the model, family by family.
+    # The inputs that generate() itself would pass to the model, family by family.
     prepared = model.prepare_inputs_for_generation(
         **prompt, past_key_values=cache, use_cache=True, is_first_iteration=True
     )
@@ -138,7 +136,7 @@ def _generation_config(vlm: VisionLanguageModel, decoding: Decoding) -> Generati
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     return GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
-        do_sample=False,  # the noise of a sample is added to the logits
+        do_sample=False,  # GumbelNoise samples
         eos_token_id=ends or None,
         pad_token_id=filler,
         **{name: getattr(own, name, None) for name in _FORBIDDEN},
@@ -147,7 +145,7 @@ def _generation_config(vlm: VisionLanguageModel, decoding: Decoding) -> Generati
 
 @contextmanager
 def _sole_generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """``generate`` fills every unset field from the model's own configuration; here there is nothing to be found."""
+    """``generate`` fills unset fields from the model's generation configuration; replace that by ``config``."""
     own = model.generation_config
     model.generation_config = config
     try:
@@ -167,7 +165,7 @@ def _logits_processors(batch: Batch, decoding: Decoding) -> LogitsProcessorList:
 
 
 def _seeds(batch: Batch, decoding: Decoding) -> list[int]:
-    """A seed for each of the B times ``chains`` texts, from what the text is of and nothing else."""
+    """A seed for each of the B times ``chains`` texts, whatever the batch that the prompt is in."""
     keys = [
         json.dumps([decoding.seed, name, permutation, chain])
         for name, permutation in zip(batch.ids, batch.permutations.tolist(), strict=True)
@@ -177,9 +175,9 @@ def _seeds(batch: Batch, decoding: Decoding) -> list[int]:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds standard Gumbel noise to every score, so that the largest one is an exact sample of their softmax.
+    """Adds standard Gumbel noise to every score, so that the argmax is an exact sample of their softmax.
 
-    Each row has a generator of its own: what is drawn for one does not depend on the others.
+    Each row has its own generator, so that its samples do not depend on the other rows.
 
     Args:
         seeds: one per row.
@@ -192,7 +190,7 @@ class GumbelNoise(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: D102
         if not self.generators:
             self.generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
-        # In double precision: the noise of single precision ends at 17 and would never reach a rare token.
+        # In double precision: in single precision the noise is at most 17, too little to ever draw a rare token.
         waits = torch.empty_like(scores, dtype=torch.float64)
         for row, generator in zip(waits, self.generators, strict=True):
             row.exponential_(generator=generator)
@@ -200,11 +198,11 @@ class GumbelNoise(LogitsProcessor):
 
 
 class _Texts:
-    """From generated token ids to text.
+    """Decodes generated token ids.
 
     Args:
         tokenizer: the model's.
-        ends: ids that end a text.
+        ends: ids of the tokens that end a text.
     """
 
     def __init__(self, tokenizer: Any, ends: Sequence[int] | None) -> None:
@@ -215,12 +213,12 @@ class _Texts:
         self.dropped = {token for token, text in special.items() if not _THINKING_TOKEN.search(text)}
 
     def __call__(self, ids: Sequence[int]) -> str:
-        """The text up to the first token that ends it; special tokens go, thinking tags stay."""
+        """The text up to the first token that ends it, without special tokens except thinking tags."""
         end = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
         return self._decoded([token for token in ids[:end] if token not in self.dropped])
 
     def opened_thought(self, prompt: Sequence[int]) -> str:
-        """The tag with which the prompt ends if that opens a chain of thought, blanks included; else nothing."""
+        """The tag at the end of the prompt that opens a chain of thought, with its whitespace; empty without one."""
         tail = self._decoded(prompt[-16:])
         match = re.search(rf"(?:{THINKING_OPENED.pattern})\s*$", tail, THINKING_OPENED.flags)
         return match[0] if match else ""

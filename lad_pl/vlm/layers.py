@@ -1,4 +1,4 @@
-"""The language model's layers: which have attention to read, and which of them a run reads."""
+"""The decoder's layers: which have attention to read, and which of them a run reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lad_pl.errors import UserError
 
 LayerChoice = list[int] | int | float | str
+"""A list, a range ('21-35', inclusive), or the fraction of the depth to start from. A bare integer is an error."""
 
 
 @dataclass(frozen=True)
@@ -21,22 +22,22 @@ class DecoderLayers:
     attention: tuple[nn.Module | None, ...]
     """The self-attention module; None where a layer mixes tokens by recurrence or convolution."""
     kinds: tuple[str, ...]
-    """full_attention, sliding_attention, chunked_attention, linear_attention, ...: as the config names it; where it
-    names none, by whether it has a window."""
+    """full_attention, sliding_attention, chunked_attention, linear_attention, ...: the config's ``layer_types``, or
+    full or sliding attention throughout where the config has none."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> DecoderLayers:
         """Read the layers of a vision-language model.
 
         Raises:
-            UserError: the language model has no stack of layers.
+            UserError: the language model has no list of decoder layers.
         """
         decoder: Any = model.get_decoder()
         if not hasattr(decoder, "layers"):  # the language model with its head
             decoder = getattr(decoder, "model", decoder)
         layers = getattr(decoder, "layers", None)
         if layers is None:
-            raise UserError(f"{type(model).__name__} has no decoder layers that this toolkit knows of.")
+            raise UserError(f"{type(model).__name__} has no decoder layers that can be found; it is not supported.")
         attention = tuple(getattr(layer, "self_attn", None) for layer in layers)
         window = getattr(decoder.config, "sliding_window", None)
         alike = "full_attention" if window is None else "sliding_attention"
@@ -47,10 +48,10 @@ class DecoderLayers:
         return len(self.attention)
 
     def choose(self, choice: LayerChoice) -> tuple[int, ...]:
-        """Resolve a layer choice: a list, a range ('21-35', inclusive), or the fraction of the depth to start from.
+        """The indices of a layer choice.
 
-        A fraction takes the layers that see the whole prompt: those with full attention, not the sliding-window,
-        recurrent or convolutional ones between them.
+        A fraction selects layers with full attention only, without the sliding-window, recurrent or convolutional
+        layers between them.
 
         Raises:
             UserError: the choice cannot be read, lies beyond the model, or holds a layer without attention.
@@ -65,14 +66,7 @@ class DecoderLayers:
                 "fraction of the depth such as 0.58."
             )
         else:
-            first, dash, last = str(choice).partition("-")
-            if not (first.strip().isdigit() and dash and last.strip().isdigit()):
-                raise UserError(
-                    f"model.layers is '{choice}'; give a list [21, 22], a range '21-35' or a fraction such as 0.58."
-                )
-            chosen = tuple(range(int(first), int(last) + 1))
-            if not chosen:
-                raise UserError(f"model.layers is '{choice}', which is no layer; a range runs from low to high.")
+            chosen = _parse_range(choice)
         check_layers(chosen, self.attention)
         return chosen
 
@@ -91,10 +85,27 @@ class DecoderLayers:
         return chosen
 
 
+def _parse_range(choice: str) -> tuple[int, ...]:
+    """The layers of an inclusive range such as ``21-35``."""
+    first, dash, last = choice.partition("-")
+    if not (first.strip().isdigit() and dash and last.strip().isdigit()):
+        raise UserError(
+            f"model.layers is '{choice}'; give a list [21, 22], a range '21-35' or a fraction such as 0.58."
+        )
+    chosen = tuple(range(int(first), int(last) + 1))
+    if not chosen:
+        raise UserError(f"model.layers is '{choice}', which is no layer; a range runs from low to high.")
+    return chosen
+
+
 def check_layers(
     layers: Sequence[int], attention_modules: Sequence[nn.Module | None], setting: str = "model.layers"
 ) -> None:
-    """Raise a UserError if ``setting`` names no layer, one twice, one beyond the decoder, or one without attention."""
+    """Check the layers that ``setting``, an option, names.
+
+    Raises:
+        UserError: there is none, or one is named twice, lies beyond the decoder or has no attention.
+    """
     depth = len(attention_modules)
     beyond = [layer for layer in layers if not 0 <= layer < depth]
     if beyond:
@@ -105,10 +116,11 @@ def check_layers(
     if without:
         others = [layer for layer, module in enumerate(attention_modules) if module is not None]
         raise UserError(
-            f"{setting} names {_listed(without)}, which see no image: they have no self-attention (as "
-            f"recurrent and convolutional ones). This model's attention is in {_listed(others)}."
+            f"{setting} names {layer_names(without)}, which see no image: they have no self-attention (as "
+            f"recurrent and convolutional ones). This model's attention is in {layer_names(others)}."
         )
 
 
-def _listed(layers: Sequence[int]) -> str:
+def layer_names(layers: Sequence[int]) -> str:
+    """``layer 3``, or ``layers 3, 5``."""
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"

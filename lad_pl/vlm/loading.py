@@ -1,4 +1,4 @@
-"""Which model, and how it is loaded."""
+"""Loading a model and its processor from the Hugging Face hub or a local folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lad_pl.errors import UserError, first_line
 from lad_pl.files import asset
 from lad_pl.vlm.tensor_parallel import with_plan
 
-# What says where the files are, and so holds for the processor as well as for the weights.
 _FEED_FORWARD = ("mlp", "feed_forward")
+# Options that locate the files, and so apply to the processor as well as to the weights.
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "subfolder", "token")
 
 
 @dataclass(frozen=True)
 class VLMSpec:
-    """A Hugging Face vision-language model; the fields go to ``from_pretrained`` as they are."""
+    """A Hugging Face vision-language model, and how to load it."""
 
     path: str
     """Hub id (Qwen/Qwen2.5-VL-3B-Instruct), local folder with config.json, safetensors and processor files, or
@@ -36,28 +36,32 @@ class VLMSpec:
     device_map: str | dict[str, Any] | None = None
     """Placement by accelerate ("auto" spreads one model over several devices). Unset, the Trainer places the model."""
     tensor_parallel: int = 1
-    """How many processes hold the weights of one model together, each some heads of every layer: for a model that is
-    larger than a device. All processes of the run (trainer.devices times trainer.num_nodes) then see every prompt."""
+    """Number of processes over which every layer of the model is split (tensor parallelism), for a model that is larger
+    than a device: all processes of the run, trainer.devices times trainer.num_nodes. All of them see every prompt."""
     local_files_only: bool = False
-    """Never ask the hub; use what is on disk."""
+    """Use local files only; never contact the hub."""
     trust_remote_code: bool = False
-    """Run Python code that the model's repository brings. No supported model needs it."""
+    """Run Python code from the model's repository. No supported model needs it."""
     compile: bool = False
-    """Compile the feed-forward parts of language model and vision tower (torch.compile). Attention stays as it is,
+    """Compile the feed-forward parts of language model and vision tower (torch.compile). Attention is not compiled,
     because it is read."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model's ``from_pretrained``, such as quantization_config or max_memory."""
 
+    def settings(self) -> dict[str, Any]:
+        """The fields that the evidence depends on beside the weights, as plain values."""
+        return {name: getattr(self, name) for name in ("dtype", "attn_implementation", "compile", "options")}
+
     @property
     def source(self) -> str:
-        """What ``from_pretrained`` is given."""
+        """Hub id or folder for ``from_pretrained``."""
         return str(asset("checkpoints/demo-vlm")) if self.path == "demo" else self.path
 
     def load_processor(self) -> ProcessorMixin:
         """The model's tokenizer, image processor and chat template.
 
         Raises:
-            UserError: the folder or hub id cannot be read.
+            UserError: the folder or hub id cannot be read, or there is no chat template.
         """
         processor = self._load(AutoProcessor, "processor", **self._hub_options())
         if getattr(processor, "chat_template", None) is None:
@@ -75,13 +79,13 @@ class VLMSpec:
             raise UserError(f"vlm.dtype is '{self.dtype}'; choose auto, float32, bfloat16 or float16.")
         if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.device_map is not None):
             raise UserError("vlm.tensor_parallel is a number of processes, and goes without vlm.device_map.")
-        decided = {"dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code"}
-        shared = {"distributed_config", "tp_plan", "tp_size", "device_mesh"}
-        if shared & set(self.options):
-            name = min(shared & set(self.options))
-            raise UserError(f"vlm.options names '{name}'; processes share a model's weights by vlm.tensor_parallel.")
-        if decided & set(self.options):
-            name = min(decided & set(self.options))
+        fields = {"dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code"}
+        distributed = {"distributed_config", "tp_plan", "tp_size", "device_mesh"}
+        if distributed & set(self.options):
+            name = min(distributed & set(self.options))
+            raise UserError(f"vlm.options names '{name}'; split a model over processes by vlm.tensor_parallel.")
+        if fields & set(self.options):
+            name = min(fields & set(self.options))
             raise UserError(f"vlm.options names '{name}', which has an option of its own: vlm.{name}.")
         model, report = self._load(
             AutoModelForImageTextToText,
@@ -91,7 +95,7 @@ class VLMSpec:
             device_map=self.device_map,
             use_safetensors=True,  # never unpickle weights
             output_loading_info=True,
-            **self._shared(),
+            **self._tensor_parallel_options(),
             **self.options,
         )
         if report["missing_keys"]:
@@ -104,8 +108,7 @@ class VLMSpec:
             _compile_feed_forward(model)
         return model.eval().requires_grad_(False)
 
-    def _shared(self) -> dict[str, Any]:
-        """The options that let processes hold the weights together."""
+    def _tensor_parallel_options(self) -> dict[str, Any]:
         if self.tensor_parallel == 1:
             return {}
         config = with_plan(self._load(AutoConfig, "configuration", **self._hub_options()))

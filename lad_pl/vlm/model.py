@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from lad_pl.vlm.tensor_parallel import TensorParallel, whole_tensor
 
 
 class VisionLanguageModel:
-    """A frozen model with its processor. Not an ``nn.Module``: its weights belong to no checkpoint and no optimiser.
+    """A frozen model with its processor. Not an ``nn.Module``: its weights go into no checkpoint and no optimiser.
 
     Args:
         model: of an ``AutoModelForImageTextToText`` class.
@@ -63,12 +62,10 @@ class VisionLanguageModel:
         return cls(spec.load_model(), spec.load_processor())
 
     def to(self, device: torch.device) -> VisionLanguageModel:
-        """Move the weights to ``device``, unless they are there or have been placed at loading.
-
-        Accelerate places them (``device_map``), and transformers where processes share them (``tensor_parallel``).
+        """Move the weights to ``device``, unless loading has placed them (``device_map``, ``tensor_parallel``).
 
         Raises:
-            UserError: they share them on devices of another kind.
+            UserError: the weights are split over devices of another kind (``tensor_parallel``).
         """
         if self.tensor_parallel.size > 1:
             if self.device.type != device.type:
@@ -82,7 +79,7 @@ class VisionLanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """Device of the model's inputs."""
         placed = getattr(self.model, "hf_device_map", None)
         embeddings = self.model.get_input_embeddings()
         if placed is None:
@@ -92,7 +89,7 @@ class VisionLanguageModel:
         return torch.device("cpu" if placed[parts[-1]] == "disk" else placed[parts[-1]])
 
     def encoder(self, prompt: PromptSpec) -> PromptEncoder:
-        """The input side of this model, for the data workers.
+        """The encoder of this model's prompts, for the data workers.
 
         Raises:
             UserError: the model's config names no visual token.
@@ -114,13 +111,13 @@ class VisionLanguageModel:
             batch: B prompts.
             trie: the candidates' tokens.
             layers: indices of the decoder layers to read attention from.
-            sofa: soften the attention between images.
+            sofa: soft attention between images; None for the model's own attention.
 
         Raises:
             UserError: a layer yields no attention or lies beyond the model, or SoFA cannot act on this model.
         """
         batch = batch.to(self.device)
-        inputs = self._inputs(batch)
+        inputs = self.inputs(batch)
         cache = self._cache() if trie.needs_continuation else None
         with soft_attention(self.layers, batch.position_of_token, sofa, self.backend):
             output, attention = self._read(inputs, cache, batch, layers)
@@ -128,17 +125,16 @@ class VisionLanguageModel:
 
     @torch.no_grad()
     def evidence_with_content_free(
-        self, batch: Batch, free: Batch, trie: AnswerTrie, layers: Sequence[int]
+        self, batch: Batch, trie: AnswerTrie, layers: Sequence[int]
     ) -> tuple[Evidence, Evidence]:
-        """Evidence of the prompts, and of the same prompts with a caption that says nothing.
+        """Evidence of the prompts, and of their content-free prompts.
 
         The second pass runs over the tokens from the caption on; what stands before it is in the first one's cache.
         Where a cache cannot go back (recurrent and convolutional layers), or an image follows the caption, it is a pass
         over the whole prompt. The vision tower runs once in any case.
 
         Args:
-            batch: B prompts.
-            free: their content-free counterparts, both from :meth:`PromptEncoder.with_content_free`.
+            batch: B prompts with ``content_free``, from :meth:`PromptEncoder.with_content_free`.
             trie: the candidates' tokens.
             layers: indices of the decoder layers to read attention from.
 
@@ -146,8 +142,9 @@ class VisionLanguageModel:
             UserError: a layer yields no attention or lies beyond the model.
         """
         batch = batch.to(self.device)
-        free = replace(free, vision=batch.vision).to(self.device)
-        inputs = self._inputs(batch)
+        free = batch.content_free
+        assert free is not None
+        inputs = self.inputs(batch)
         shared, cache = SharedPrefix.of(batch, free), self._cache()
         if shared is not None and can_be_cut(cache):
             cache.activate_past_recording()  # sliding windows keep what the content-free prompts go back to
@@ -157,7 +154,7 @@ class VisionLanguageModel:
         else:
             output, attention = self._read(inputs, cache if trie.needs_continuation else None, batch, layers)
             prefix = self._cache() if trie.needs_continuation else None
-            free_inputs = self._inputs(free, inputs["mm_encoder_outputs"])
+            free_inputs = self.inputs(free, inputs["mm_encoder_outputs"])
         evidence = self._scored(trie, output, attention, inputs)
         del output, cache
         output, attention = self._read(free_inputs, prefix, free, layers)
@@ -181,21 +178,21 @@ class VisionLanguageModel:
         return output, mass.stacked()
 
     def _scored(self, trie: AnswerTrie, output: Any, attention: Tensor, inputs: dict[str, Any]) -> Evidence:
-        log_probs = trie.log_probs(lambda prefix: self._logits_after(prefix, output, inputs))
-        return self.tensor_parallel.gather_heads(Evidence(log_probs, attention.to(log_probs.device)))
+        log_probs = trie.log_probs(lambda prefix: self.logits_after(prefix, output, inputs))
+        return self.tensor_parallel.gather_heads(Evidence.from_heads(log_probs, attention.to(log_probs.device)))
 
     @torch.no_grad()
     def with_features(self, batch: Batch) -> Batch:
-        """The batch, on the model's device, with what the vision tower makes of its images: each goes through once."""
+        """The batch, on the model's device, with its image features: one pass of the vision tower per sample."""
         batch = batch.to(self.device)
         outputs = [self.image_features(vision) for vision in batch.vision]
-        return replace(batch, features=PerImageFeatures.of(outputs, batch.visual_tokens))
+        return batch.with_features(PerImageFeatures.of(outputs, batch.visual_tokens))
 
     def image_features(self, vision: dict[str, Any]) -> ModelOutput:
-        """What the vision tower makes of one sample's images, in the family's own form.
+        """The vision tower's output for one sample's images, in the family's own layout.
 
         Args:
-            vision: the fields that the image processor made of these images.
+            vision: the image processor's output for these images.
         """
         encode = self.model.base_model.get_image_features
         accepted = inspect.signature(encode).parameters
@@ -207,8 +204,13 @@ class VisionLanguageModel:
             return type(values)(map(self._in_model_dtype, values))
         return values.to(self.model.dtype) if isinstance(values, Tensor) and values.is_floating_point() else values
 
-    def _inputs(self, batch: Batch, features: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Model inputs of the B prompts, with the images' features (computed unless given) in place of their pixels."""
+    def inputs(self, batch: Batch, features: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Keyword arguments of the model's forward pass over B prompts, with image features in place of pixels.
+
+        Args:
+            batch: B prompts, on the model's device.
+            features: ``mm_encoder_outputs`` of an earlier call with the same images; computed if None.
+        """
         inputs: dict[str, Any] = dict(batch.tokens)
         inputs["position_ids"] = self._position_ids(batch)
         inputs["mm_encoder_outputs"] = self._features(batch) if features is None else features
@@ -219,7 +221,7 @@ class VisionLanguageModel:
         return {"image": features.shown(batch.image_rows.flatten().tolist())}
 
     def _suffix_inputs(self, batch: Batch, length: int) -> dict[str, Any]:
-        """Model inputs of the prompts' last tokens, which are plain text and follow a cache."""
+        """Keyword arguments for the prompts' last tokens, which are plain text and continue a cache."""
         return {
             "input_ids": batch.tokens["input_ids"][:, -length:],
             "attention_mask": batch.tokens["attention_mask"],
@@ -227,10 +229,10 @@ class VisionLanguageModel:
         }
 
     def _position_ids(self, batch: Batch) -> Tensor:
-        """Positions as ``generate`` makes them: 1-D or multimodal rope, blind to the padding on the left.
+        """Position ids as ``generate`` makes them: 1-D or multimodal rope, without counting the padding on the left.
 
-        Prompt by prompt, because one family numbers the images on from prompt to prompt of a batch; once for prompts
-        that differ in nothing but pixels, as a sample's permutations do where its images have one size.
+        Made prompt by prompt, because one family numbers the images across the prompts of a batch; prompts that differ
+        in pixels only, as the permutations of images of one size do, share them.
         """
         rope = inspect.signature(getattr(self.model.base_model, "get_rope_index", _no_fields)).parameters
         grids = {
@@ -251,8 +253,14 @@ class VisionLanguageModel:
             positions.append(made[alike])
         return torch.cat(positions, dim=-2)  # (B, S), or (axes, B, S)
 
-    def _logits_after(self, prefix: Prefix, output: Any, inputs: dict[str, Any]) -> Tensor:
-        """Next-token logits (B, V) after the prompt and ``prefix``, from the prompt's cache, which stays as it was."""
+    def logits_after(self, prefix: Prefix, output: Any, inputs: dict[str, Any]) -> Tensor:
+        """Next-token logits (B, V) after the prompts followed by ``prefix``.
+
+        Args:
+            prefix: tokens of the answer so far; none is the prompts' end.
+            output: the model's output for the prompts, with a key-value cache, which is left as it was.
+            inputs: the prompts' ``attention_mask`` (B, S) and ``position_ids`` (B, S) or (axes, B, S).
+        """
         if not prefix:
             return output.logits[:, -1]
         mask, last = inputs["attention_mask"], inputs["position_ids"][..., -1:]
@@ -276,7 +284,7 @@ class VisionLanguageModel:
 
     @property
     def revision(self) -> str | None:
-        """The hub's commit, where the model came from there."""
+        """Commit hash on the hub; None for a local folder."""
         return getattr(self.model.config, "_commit_hash", None)
 
     def fingerprint(self) -> str:
@@ -298,7 +306,7 @@ class VisionLanguageModel:
 
 
 def _uses_attention_interface(attention: nn.Module) -> bool:
-    """Whether the module's attention goes through transformers' table of backends, where it can be read."""
+    """Whether the module calls transformers' registry of attention functions, where it can be read."""
     return hasattr(sys.modules[type(attention).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
@@ -315,4 +323,4 @@ def _ends(parameter: Tensor) -> bytes:
 
 
 def _no_fields() -> None:
-    """Stands in for a position rule that needs no image fields."""
+    """Signature of ``get_rope_index`` for models that have none."""

@@ -1,130 +1,95 @@
-"""As many prompts at a time as memory holds."""
+"""Halve a batch on out-of-memory and retry."""
 
 from __future__ import annotations
 
 import gc
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from lad_pl.errors import UserError
-from lad_pl.methods.base import MethodOutput, plain_batch
-from lad_pl.types import Batch, Evidence
+from lad_pl.types import Batch
 
+T = TypeVar("T")
 _REMEDY = (
     "show fewer or smaller images (model.prompt.image_size), load the weights in half precision (model.vlm.dtype) or "
     "spread the model (model.vlm.device_map auto)."
 )
-
-
 _ALSO_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How libraries below torch say so."""
+"""Messages of libraries below torch."""
 
 
 class OomSplitter:
-    """Cuts a batch in halves when memory runs out, says so, and remembers what fits.
+    """Applies a function to a batch in parts that fit into memory, and remembers what fits.
 
     Args:
-        tokens: the most tokens, padding included, that are tried at a time; None for no limit as long as all fit.
+        cut: takes the items from ``start`` up to ``stop`` out of a batch: :meth:`Batch.part` or :meth:`Batch.samples`.
+        items: the items in messages: "{} prompts", "the images of {} samples".
+        one: a single item in messages: "one prompt fits".
+        limit: the largest part to try, as items times their size; infinite if the first attempt is the whole batch.
+        may_split: if False, out-of-memory is an error. Processes that share one model's weights have to stay in step.
     """
 
-    def __init__(self, tokens: int | None = None) -> None:
-        self.tokens = tokens
-        self.samples: float = math.inf
-        """The most samples whose images are tried at a time."""
+    def __init__(
+        self,
+        cut: Callable[[Batch, int, int], Batch],
+        items: str,
+        one: str,
+        limit: float = math.inf,
+        may_split: bool = True,
+    ) -> None:
+        self.limit = limit
+        self._cut, self._items, self._one, self._may_split = cut, items, one, may_split
 
-    def __call__(self, see: Callable[[Any], Any], measure: Callable[[Any], MethodOutput], batch: Any) -> MethodOutput:
-        """Measure the prompts of a batch, in parts if they do not fit.
+    def map(self, function: Callable[[Batch], T], batch: Batch, count: int, size: int = 1) -> Iterator[T]:
+        """``function`` of each part of a batch, in order.
 
         Args:
-            see: lets the vision tower see the images of a batch; the prompts of a sample share them.
-            measure: what is then to be done with the batch or a part of it.
-            batch: a Batch, or several that go side by side.
+            function: may run out of memory; its part is then halved and tried again.
+            batch: of ``count`` items.
+            count: number of items.
+            size: of one item, in the unit of the limit.
 
         Raises:
-            UserError: one sample's images, or a single prompt, do not fit.
+            UserError: a single item does not fit, or the batch may not be split.
         """
-        samples = len(plain_batch(batch).vision)
-        middle = (samples + 1) // 2
-        if samples <= self.samples:
-            seen = none_if_out_of_memory(see, batch)
-            if seen is not None:
-                return self._measured(measure, seen)
-            if samples == 1:
-                raise UserError(f"Not even one sample's images fit into memory; {_REMEDY}")
-            self.samples = middle
-            _clear(f"Out of memory with the images of {samples} samples at a time; going on with half of them.")
-        halves = (_each(batch, Batch.samples, *ends) for ends in ((0, middle), (middle, samples)))
-        return _joined([self(see, measure, half) for half in halves])
-
-    def _measured(self, measure: Callable[[Any], MethodOutput], batch: Any) -> MethodOutput:
-        length, width = plain_batch(batch).tokens["input_ids"].shape
-        parts: list[MethodOutput] = []
         start = 0
-        while start < length:
-            stop = start + self._at_a_time(length - start, width)
-            part = none_if_out_of_memory(
-                measure, _each(batch, Batch.part, start, stop) if stop - start < length else batch
-            )
-            if part is None:
-                self._halve(stop - start, width)
+        while start < count:
+            stop = start + self._at_a_time(count - start, size)
+            part = batch if stop - start == count else self._cut(batch, start, stop)
+            try:
+                result = function(part)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
             else:
-                parts.append(part)
+                yield result
                 start = stop
-        return parts[0] if len(parts) == 1 else _joined(parts)
+                continue
+            self._halve(stop - start, size)  # outside the handler, whose traceback holds the tensors
 
-    def _at_a_time(self, waiting: int, width: int) -> int:
-        """How many of the waiting prompts go next: equal shares within the limit."""
-        most = waiting if self.tokens is None else max(1, self.tokens // width)
+    def _at_a_time(self, waiting: int, size: int) -> int:
+        """How many of the waiting items come next: equal shares within the limit."""
+        most = waiting if self.limit == math.inf else max(1, int(self.limit) // size)
         return math.ceil(waiting / math.ceil(waiting / most))
 
-    def _halve(self, tried: int, width: int) -> None:
+    def _halve(self, tried: int, size: int) -> None:
+        if not self._may_split:
+            raise UserError("Out of memory; make batches smaller (data.batch_size, data.batch_tokens).")
         if tried == 1:
-            raise UserError(f"Not even one prompt fits into memory; {_REMEDY}")
+            raise UserError(f"Not even {self._one} into memory; {_REMEDY}")
         half = (tried + 1) // 2
-        self.tokens = half * width
-        _clear(f"Out of memory with {tried} prompts at a time; going on with {half} of this length.")
-
-
-def none_if_out_of_memory(work: Callable[[Any], Any], batch: Any) -> Any:
-    """What ``work`` makes of a batch, or None if memory ran out."""
-    try:
-        return work(batch)
-    except (RuntimeError, MemoryError) as error:
-        if _is_out_of_memory(error):
-            return None
-        raise
+        self.limit = half * size
+        warnings.warn(f"Out of memory with {self._items.format(tried)} at a time; going on with {half}.", stacklevel=3)
+        gc.collect()
+        clear_device_cache()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error):
         return True
     return any(words in str(error) for words in _ALSO_OUT_OF_MEMORY)
-
-
-def _clear(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
-    gc.collect()
-    clear_device_cache()
-
-
-def _each(batch: Any, method: Callable[[Batch, int, int], Batch], start: int, stop: int) -> Any:
-    """A part of a batch, or of each of several that go side by side."""
-    if isinstance(batch, Batch):
-        return method(batch, start, stop)
-    return tuple(method(member, start, stop) for member in batch)
-
-
-def _joined(parts: list[MethodOutput]) -> MethodOutput:
-    free = [part.free for part in parts if part.free is not None]
-    texts = [text for part in parts for text in part.texts or ()]
-    return MethodOutput(
-        Evidence.cat([part.evidence for part in parts]),
-        max(part.forwards for part in parts),
-        Evidence.cat(free) if free else None,
-        tuple(texts) if texts else None,
-    )

@@ -1,4 +1,4 @@
-"""How long a sample's prompts will be, without decoding its images: for planning batches."""
+"""Estimate the length of a sample's prompts without decoding its images, for batches of a bounded number of tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lad_pl.vlm.encoder import PromptEncoder
 Size = tuple[int, int]
 
 _GRAIN = 28
-"""Image sides are rounded to this many pixels: close enough for a plan, and few sizes to measure."""
+"""Image sides are rounded to multiples of this many pixels, so that few sizes need to be measured."""
 
 
 class PromptLengths:
-    """Tokens of a prompt, from its caption's tokens and what the processor makes of blank images of the same sizes.
+    """Estimates tokens per prompt: the caption's, and those of blank images of the same (rounded) sizes.
 
     Args:
-        encoder: the model's input side.
+        encoder: the encoder of the model's prompts.
     """
 
     def __init__(self, encoder: PromptEncoder) -> None:
@@ -29,11 +29,11 @@ class PromptLengths:
         self._of_caption: dict[str, int] = {}
 
     def __call__(self, sample: Sample, sizes: Sequence[Size]) -> int:
-        """Tokens of the sample's prompt.
+        """Approximate number of tokens of the sample's prompt.
 
         Args:
             sample: the sample.
-            sizes: width and height in pixels of its images, as the processor is given them.
+            sizes: width and height in pixels of its images, after any resizing by this toolkit.
         """
         caption = self._of_caption.get(sample.caption)
         if caption is None:
@@ -43,14 +43,12 @@ class PromptLengths:
         return caption + round(sum(self._share(size, len(sizes)) for size in map(_rounded, sizes)))
 
     def _share(self, size: Size, count: int) -> float:
-        """What one of ``count`` images of this size adds to a prompt; the words around them are divided among them."""
+        """Tokens per image of a prompt with ``count`` images of this size, the template's text included."""
         if (size, count) not in self._of_blank:
-            blank = PermutedSample(
-                Sample("a blank one", ("",) * count, "", None), 0, (), (Image.new("RGB", size),) * count
-            )
+            blank = PermutedSample(Sample("blank", ("",) * count, "", None), 0, (), (Image.new("RGB", size),) * count)
             try:
                 self._of_blank[size, count] = self._encoder.num_tokens(blank) / count
-            except UserError:  # encoding the sample itself will say so, and name it
+            except UserError:  # encoding the sample itself raises it again, with the sample's id
                 self._of_blank[size, count] = 0
         return self._of_blank[size, count]
 

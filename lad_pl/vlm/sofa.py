@@ -23,23 +23,23 @@ from lad_pl.vlm.attention import AttentionFunction, wrapped_attention
 from lad_pl.vlm.layers import DecoderLayers, check_layers
 
 BACKENDS = ("sdpa", "eager")
-"""Attention implementations that take a mask of numbers."""
+"""Attention implementations that take an additive mask."""
 
 
 @dataclass(frozen=True)
 class Sofa:
-    """What is softened, where, and how far.
+    """Settings of soft attention between images.
 
     Both variants change only cells of the attention mask that are hidden because the key comes after the query. A
     sliding window still bounds how far back a token looks, and cells that the model shows anyway, such as those within
-    an image of Gemma 3, stay as they are. Which tokens are an image's follows the prompt's span rule.
+    an image of Gemma 3, are unchanged. Which tokens belong to an image follows the prompt's span rule.
     """
 
     variant: Literal["published", "paper"] = "published"
     """published: the published LAD code. Hidden cells whose query and key both belong to images, be it the same image
-    or two, get log(sigma) in the additive mask: softmax(q k / sqrt(d) + M), so that exp(q k / sqrt(d)) counts sigma
-    times. paper: A = (1 - sigma) A_causal + sigma A_bidirectional, the reading of "linear interpolation" on which the
-    weights stay a distribution: both are softmaxes of their own, and A_bidirectional also shows the hidden cells
+    or two, get log(sigma) in the additive mask: softmax(q k / sqrt(d) + M), so that exp(q k / sqrt(d)) is weighted by
+    sigma. paper: A = (1 - sigma) A_causal + sigma A_bidirectional, the reading of "linear interpolation" under which
+    the weights remain a distribution: each is a softmax of its own, and A_bidirectional also shows the hidden cells
     between two different images; the layer's output is the same mixture."""
     sigma: float = 0.5
     """0 is causal, 1 bidirectional. `published` takes its logarithm, so there it lies above 0."""
@@ -75,12 +75,12 @@ def hidden_image_cells(visible: Tensor, position_of_token: Tensor, variant: str)
     """The cells of the attention mask that SoFA softens.
 
     Args:
-        visible: (B or 1, H or 1, S, S), queries by keys: what the model shows.
+        visible: (B or 1, H or 1, S, S), queries by keys: what the model's own mask shows.
         position_of_token: (B, S) position of the image that each token belongs to, or -1.
         variant: of :class:`Sofa`.
 
     Returns:
-        (B, H or 1, S, S): hidden, key after query, both of an image; for ``paper``, of two different ones.
+        (B, H or 1, S, S): hidden, key after query, both in images; for ``paper``, in two different images.
     """
     query, key = position_of_token[:, None, :, None], position_of_token[:, None, None, :]
     cells = (query >= 0) & (key >= 0)
@@ -92,14 +92,14 @@ def hidden_image_cells(visible: Tensor, position_of_token: Tensor, variant: str)
 
 
 def visible_cells(mask: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """(B or 1, H or 1, S, S): what a mask shows, be it None (causal), boolean or additive."""
+    """(B or 1, H or 1, S, S): the visible cells of a mask, which is None (causal), boolean or additive."""
     if mask is None:
         return torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril_()
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def soft_mask(mask: Tensor | None, position_of_token: Tensor, settings: Sofa, like: Tensor) -> Tensor:
-    """The additive mask in which the hidden image-to-image cells have become soft.
+    """The additive mask with the hidden image-to-image cells softened.
 
     Args:
         mask: the model's own: None for a causal one, boolean, or additive.
@@ -118,14 +118,14 @@ def soft_mask(mask: Tensor | None, position_of_token: Tensor, settings: Sofa, li
     cells = hidden_image_cells(visible, position_of_token, settings.variant)
     if not cells.any():
         raise UserError("SoFA changes nothing in this model: its images see each other in both directions already.")
-    if mask is None or mask.dtype == torch.bool:  # the lowest number and not -inf: rows of padding stay finite
+    if mask is None or mask.dtype == torch.bool:  # not -inf: softmax over a row of padding must be finite
         mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
         mask = mask.masked_fill_(~visible, torch.finfo(like.dtype).min)
     return torch.where(cells, math.log(settings.sigma) if settings.variant == "published" else 0.0, mask)
 
 
 class SoftMasks:
-    """The softened masks of one forward pass. Layers of one kind share the model's mask, and so the softened one."""
+    """The softened masks of one forward pass, one per kind of layer, as layers of one kind share the model's mask."""
 
     def __init__(self, position_of_token: Tensor, settings: Sofa) -> None:
         self._position_of_token = position_of_token
@@ -137,10 +137,10 @@ class SoftMasks:
         """The softened form of ``mask``; see :func:`soft_mask`.
 
         Args:
-            kind: of the layer, as the model's config names it.
-            mask: what the layer was given.
+            kind: of the layer, as in :class:`~lad_pl.vlm.layers.DecoderLayers`.
+            mask: the model's mask for the layer.
             query: (B, H, Q, D). Gemma 4's last layers keep no keys of their own and run on the last token alone; that
-                is text, so their mask stays as it is.
+                is text, so their mask is returned unchanged.
         """
         if query.shape[2] <= self._text_at_end:
             return mask
@@ -155,28 +155,28 @@ class SoftMasks:
 def soft_attention(
     layers: DecoderLayers, position_of_token: Tensor, settings: Sofa | None, backend: str
 ) -> Iterator[None]:
-    """Soften the attention between images of the one forward pass inside the ``with`` block.
+    """Soften the attention between images in the one forward pass inside the ``with`` block.
 
-    A capture is to be opened inside this block, so that it sees the model's own mask; the last query, being text, has
-    the same row under either.
+    Open a capture inside this block, so that it sees the model's own mask; the last query is text, and its row is the
+    same under both masks.
 
     Args:
         layers: the model's decoder layers.
         position_of_token: (B, S) position of the image that each prompt token belongs to, or -1.
-        settings: None for a plain pass.
+        settings: None for the model's own attention.
         backend: the name of the model's attention implementation.
 
     Raises:
-        UserError: the backend takes no mask of numbers, a layer does not exist, or one computes attention in a way of
-            its own.
+        UserError: the backend takes no additive mask, a layer does not exist, or a layer does not call the backend's
+            attention function.
     """
     if settings is None:
         yield
         return
     if backend not in BACKENDS:
         raise UserError(
-            f"SoFA needs an attention mask of numbers, which '{backend}' does not take; set "
-            "vlm.attn_implementation to sdpa."
+            f"SoFA needs an additive attention mask, which '{backend}' does not take; set vlm.attn_implementation to "
+            "sdpa."
         )
     chosen = {module: index for index in settings.choose(layers) if (module := layers.attention[index]) is not None}
     masks = SoftMasks(position_of_token, settings)
@@ -207,7 +207,7 @@ def soft_attention(
 def _mixed(
     causal: tuple[Tensor, Tensor | None], bidirectional: tuple[Tensor, Tensor | None], sigma: float
 ) -> tuple[Tensor, Tensor | None]:
-    """(1 - sigma) causal + sigma bidirectional, of the output and, where the backend gives it, of the map."""
+    """(1 - sigma) causal + sigma bidirectional, of the output and, where the backend returns it, of the map."""
     output = torch.lerp(causal[0], bidirectional[0], sigma)
     if causal[1] is None or bidirectional[1] is None:
         return output, None

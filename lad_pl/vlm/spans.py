@@ -1,8 +1,8 @@
-"""Which tokens of a prompt belong to which image, whatever the processor writes for one.
+"""Which tokens of a prompt belong to which image, for every processor.
 
 A processor replaces each image's placeholder by a text of its own: a run of visual tokens, several runs with markers
-between the tiles, a word or two around them. It says which text it wrote for which image; from that every image's
-tokens follow exactly.
+between the tiles, or either with words around it. It returns that text for every image
+(``return_text_replacement_offsets``), which determines the image's tokens exactly.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class ImageBlocks:
     """(start, end) of each image's block: from the first to the last special token that the processor writes for it,
     with the visual tokens, tile markers and line breaks between them."""
     visual: tuple[int, ...]
-    """Number of visual tokens (those that image features replace) in each block."""
+    """Number of visual tokens (those whose embeddings the image features replace) in each block."""
     before: int
     """Delimiters that the chat template writes directly before every block."""
     after: int
     """Delimiters that the chat template writes directly after every block."""
     movable: bool
-    """Whether words that the processor writes around an image are the same for every image, so that another order of
-    the images is another order of the blocks and nothing else."""
+    """Whether the processor writes the same words around every image, so that permuting the images only permutes the
+    blocks."""
 
 
 class ImageSpans:
@@ -42,7 +42,7 @@ class ImageSpans:
     Args:
         tokenizer: the model's tokenizer.
         image_token: id of the visual token.
-        placeholder: what the chat template writes for an image, where that is another token or none at all.
+        placeholder: what the chat template writes for an image, if that is not the visual token.
     """
 
     def __init__(self, tokenizer: Any, image_token: int, placeholder: str | None = None) -> None:
@@ -60,11 +60,11 @@ class ImageSpans:
         self._reserved = re.compile(_any_of({text for text in (*special, self._visual, placeholder) if text}))
 
     def first_marker(self, input_ids: Sequence[int]) -> int | None:
-        """The first of ``input_ids`` that is a token of the tokenizer's own making, if any."""
+        """The first of ``input_ids`` that is an added token of the tokenizer (a marker), if any."""
         return next((token for token in input_ids if token in self._markers.values()), None)
 
     def control_token_in(self, text: str) -> str | None:
-        """The first word of ``text`` that the tokenizer or the processor takes for a token of their own, if any."""
+        """The first control token that ``text`` spells out, if any: a special token or an image placeholder."""
         found = self._reserved.search(text)
         return found.group() if found else None
 
@@ -73,7 +73,7 @@ class ImageSpans:
 
         Args:
             input_ids: (S,) the prompt's tokens, without padding.
-            replacements: what the processor wrote for each image, in the order of the prompt.
+            replacements: the text that the processor wrote for each image, in the order of the prompt.
 
         Raises:
             UserError: the prompt's visual tokens are not those of the replacements.
@@ -96,7 +96,7 @@ class ImageSpans:
         )
 
     def _outermost(self, input_ids: Tensor, place: int, text: str, step: int) -> int:
-        """Where the outermost marker of ``text`` stands, which the processor wrote before or after ``place``."""
+        """Index of the outermost marker of ``text``, which the processor wrote before or after ``place``."""
         markers = self._marker.findall(text)
         if not markers:
             return place
@@ -127,7 +127,7 @@ class ImageSpans:
 
     def _template_delimiters(self, input_ids: Tensor, extents: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """How many markers stand before and after every block, the same ones for every image."""
-        taken = torch.isin(input_ids, self._marker_ids, invert=True)  # neither text nor an image's own token delimits
+        taken = torch.isin(input_ids, self._marker_ids, invert=True)  # only markers outside the blocks are delimiters
         for start, end in extents:
             taken[start:end] = True
         before = _common_run(input_ids, taken, [start - 1 for start, _ in extents], -1)
@@ -137,12 +137,12 @@ class ImageSpans:
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A pattern for any of these texts, the longest first; for none it matches nothing."""
+    """A pattern that matches any of these texts, the longest first; without texts it matches nothing."""
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def _common_run(input_ids: Tensor, taken: Tensor, starts: Sequence[int], step: int) -> int:
-    """Length of the longest run of free tokens that is the same from every start."""
+    """Length of the longest run of tokens, none of them ``taken``, that is the same from every start."""
     length = 0
     while True:
         places = [start + step * length for start in starts]

@@ -1,6 +1,6 @@
-"""One model whose weights several processes hold together: tensor parallelism, as transformers does it.
+"""Tensor parallelism: gather the attention of all heads.
 
-Every process computes some heads of every attention layer, so it reads the attention of these alone.
+transformers splits every layer over the processes, so that each computes, and can read, some of the attention heads.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from lad_pl.errors import UserError, first_line
 from lad_pl.types import Evidence
 
 _AGREEMENT = 0.05
-"""By how much the processes' log-probabilities may differ; they come from the same sums, so hardly at all."""
+"""Largest tolerated difference between the processes' log-probabilities, which come from the same reduced sums."""
 _PLAIN_LAYERS = ("qwen3_vl", "hunyuan_vl")
-"""Families for which transformers has no plan, and whose layers are built as the plan below says."""
+"""Families for which transformers has no tensor-parallel plan, and which the plan below fits."""
 _PLAN = {
     **{f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
     "layers.*.self_attn.o_proj": "rowwise",
@@ -31,20 +31,20 @@ _PLAN = {
 
 
 class TensorParallel:
-    """What a model's processes hold of it; one process that holds everything is the usual case.
+    """The process group over which a model is split; of size 1 for a model that is not.
 
     Args:
         model: as ``from_pretrained`` gives it.
 
     Raises:
-        UserError: its layers are not split, or their attention heads cannot be dealt out evenly.
+        UserError: only the embeddings are split, or the number of heads is no multiple of the number of processes.
     """
 
     def __init__(self, model: Any) -> None:
-        shared = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
-        words = [embeddings.weight for embeddings in _embeddings(model)]
-        split = [parameter for parameter in shared if not any(parameter is weight for weight in words)]
-        if shared and not split:
+        distributed = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
+        embeddings = [module.weight for module in _embeddings(model)]
+        split = [parameter for parameter in distributed if not any(parameter is weight for weight in embeddings)]
+        if distributed and not split:
             raise UserError(
                 f"transformers has no plan for splitting the layers of {type(model).__name__}; leave "
                 "model.vlm.tensor_parallel at 1, and spread the model with model.vlm.device_map auto."
@@ -64,19 +64,19 @@ class TensorParallel:
         """The evidence with the attention of all processes' heads, in the model's order.
 
         Args:
-            evidence: (B, N) log-probabilities, which all processes have alike, and the attention (B, L, H / size, N) of
+            evidence: log-probabilities (B, N), the same in all processes, and the attention mass (B, L, H / size, N) of
                 this process's heads.
 
         Raises:
-            UserError: the processes do not agree, or the heads are not dealt out evenly.
+            UserError: the processes' log-probabilities differ, or this process has not H / size heads.
         """
         if self.size == 1:
             return evidence
-        theirs = self._gathered(evidence.log_probs)
-        if any((log_probs - theirs[0]).abs().max() > _AGREEMENT for log_probs in theirs):
+        gathered = self._gathered(evidence.log_probs)
+        if any((log_probs - gathered[0]).abs().max() > _AGREEMENT for log_probs in gathered):
             raise UserError(
-                "The processes that share the model's weights come to different answers: transformers cannot split "
-                "this model. Leave model.vlm.tensor_parallel at 1."
+                "The processes over which the model is split come to different answers: transformers cannot "
+                "split this model. Leave model.vlm.tensor_parallel at 1."
             )
         attention = evidence.attention
         if attention.shape[2] * self.size == self.num_heads:
@@ -86,14 +86,14 @@ class TensorParallel:
                 f"A process reads {attention.shape[2]} of {self.num_heads} attention heads, which is not its share; "
                 "leave model.vlm.tensor_parallel at 1."
             )
-        return Evidence(evidence.log_probs, attention)
+        return Evidence.from_heads(evidence.log_probs, attention)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Around a forward pass: says so where transformers' plan does not fit the model.
+        """Wrap a forward pass, to report a model that transformers' plan does not fit.
 
         Raises:
-            UserError: whole and split tensors met.
+            UserError: an operation mixed split and plain tensors.
         """
         try:
             yield
@@ -112,12 +112,12 @@ class TensorParallel:
 
 
 def _embeddings(model: Any) -> list[Any]:
-    """The modules that hold a vector per word, which every plan splits."""
+    """Input and output embeddings, which every plan splits."""
     return [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
 
 
 def with_plan(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration with a plan for splitting the decoder's layers, where transformers has none of its own."""
+    """The configuration, with a tensor-parallel plan for its decoder if transformers lacks one for the family."""
     decoder = config.get_text_config()
     if config.model_type in _PLAIN_LAYERS and decoder.base_model_tp_plan is None:
         setattr(decoder, "base_model_tp_plan", dict(_PLAN))  # noqa: B010 (a class variable, overridden here)
@@ -125,5 +125,5 @@ def with_plan(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def whole_tensor(parameter: Tensor) -> Tensor:
-    """A parameter with the parts that other processes hold; all of them must ask for it."""
+    """The full tensor of a parameter; if it is split, a collective operation that every process must call."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -227,8 +227,8 @@ def test_a_calibration_holds_the_samples_of_its_subset_and_no_other(run: StoredR
 def test_only_the_heads_of_the_chosen_layers_vote_on_the_targets(run: StoredRun) -> None:
     passes, layers = run.calibration_prompts(), layer_sets(["22+24"], STORED_LAYERS)[0]
     attention = torch.rand(passes.evidence.attention.shape, generator=torch.Generator().manual_seed(0)).double()
-    passes = replace(passes, evidence=Evidence(passes.evidence.log_probs, attention))
-    slices = Evidence(passes.evidence.log_probs, attention[:, [1, 3]])
+    passes = replace(passes, evidence=Evidence.from_heads(passes.evidence.log_probs, attention))
+    slices = Evidence.from_heads(passes.evidence.log_probs, attention[:, [1, 3]])
     theirs = calibrate(slices, passes.targets, passes.permutations, passes.sample_index).head_information_label_free
     calibrations = Calibrations(passes)
     assert torch.equal(calibrations.of(None, layers, label_free=True).head_information_label_free, theirs)

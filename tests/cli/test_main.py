@@ -374,7 +374,7 @@ def test_output_that_is_not_finite(options, tmp_path, capsys, monkeypatch: pytes
 
     def overflown(self, batch, *arguments):
         evidence = sound(self, batch, *arguments)
-        return Evidence(evidence.log_probs * (torch.nan if "6" in batch.ids else 1), evidence.attention)
+        return Evidence.from_heads(evidence.log_probs * (torch.nan if "6" in batch.ids else 1), evidence.attention)
 
     monkeypatch.setattr(VisionLanguageModel, "evidence", overflown)
     assert "Sample 6: the model's output is not finite" in fails(capsys, "test", *options)

@@ -1,4 +1,4 @@
-"""The demo's annotation files are what their description says, and are the committed ones."""
+"""The demo's annotation files match their description, and are the committed ones."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Training runs through all of its phases; the shipped model is what its card says."""
+"""Training runs through all of its phases; the shipped model matches its card."""
 
 import json
 import random
@@ -86,7 +86,7 @@ def test_skewed_positions_favour_the_ends():
     assert weights[0] > weights[3] > weights[1] > weights[2]
 
 
-def test_shipped_folder_is_small_and_whole(demo):
+def test_shipped_folder_is_small_and_complete(demo):
     files = {path.name: path.stat().st_size for path in CHECKPOINT.iterdir()}
     assert sum(files.values()) < 5_000_000
     assert {
@@ -98,7 +98,7 @@ def test_shipped_folder_is_small_and_whole(demo):
     } <= set(files)
 
 
-def test_shipped_model_is_position_biased_and_looks_right(demo):
+def test_shipped_model_is_position_biased_but_attends_to_the_correct_image(demo):
     with torch_threads(1):
         outcome = evaluate(*demo, build_set("validation", 4, "random")[:40])
     assert outcome.vanilla < 90

@@ -22,7 +22,7 @@ def evidence(prompts: int, seed: int) -> Evidence:
     generator = torch.Generator().manual_seed(seed)
     log_probs = torch.randn(prompts, N, generator=generator).log_softmax(-1)
     decades = torch.rand(prompts, LAYERS, HEADS, N, generator=generator) * 8
-    return as_stored(Evidence(log_probs, 10**-decades))
+    return as_stored(Evidence.from_heads(log_probs, 10**-decades))
 
 
 def sample(group: int, in_words: bool = False) -> EvidenceRecords:
@@ -36,7 +36,7 @@ def sample(group: int, in_words: bool = False) -> EvidenceRecords:
         ids=(f"sample {group}",) * T,
         seconds=torch.full((T,), 0.25).double(),
         forwards=torch.full((T,), 2),
-        free=None if in_words else evidence(T, 100 + group),
+        content_free=None if in_words else evidence(T, 100 + group),
         texts=tuple((f"chain {group} {place}", "</think> 3") for place in range(T)) if in_words else None,
     )
 
@@ -45,7 +45,7 @@ def assert_equal(one: EvidenceRecords, other: EvidenceRecords) -> None:
     for name in ("targets", "permutations", "sample_index", "permutation_index", "seconds", "forwards"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.ids == other.ids and one.texts == other.texts
-    for ours, theirs in ((one.evidence, other.evidence), (one.free, other.free)):
+    for ours, theirs in ((one.evidence, other.evidence), (one.content_free, other.content_free)):
         assert (ours is None) == (theirs is None)
         for name in ("log_probs", "attention", "layer_attention") if ours is not None else ():
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
@@ -75,7 +75,7 @@ def test_what_goes_in_comes_out_in_the_samples_order(tmp_path: Path, in_words: b
 
 def test_half_precision_keeps_small_masses() -> None:
     masses = 10 ** -torch.linspace(0, 8.3, 1000).double()
-    kept = as_stored(Evidence(torch.zeros(1, 4), masses.view(1, 1, 250, 4))).attention.flatten()
+    kept = as_stored(Evidence.from_heads(torch.zeros(1, 4), masses.view(1, 1, 250, 4))).attention.flatten()
     assert ((kept / masses - 1).abs() < 1.1e-3).all()
 
 

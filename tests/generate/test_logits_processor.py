@@ -430,10 +430,10 @@ def refused(qwen: Subject) -> Iterator[Any]:
 def test_prompts_that_do_not_fit_are_refused(qwen: Subject, refused: Any) -> None:
     debias, pictures = refused.debias, qwen.shown(0)
     refused("is for 4 images, the prompt has 3", encoded(qwen.processor, [chat(pictures[:3], debias.text("x"))]))
-    refused("words are not those", encoded(qwen.processor, [chat(pictures, "Which image shows a dog?")]))
-    refused("words are not those", qwen.inputs(debias, 0, add_generation_prompt=False))
+    refused("text is not the calibration's", encoded(qwen.processor, [chat(pictures, "Which image shows a dog?")]))
+    refused("text is not the calibration's", qwen.inputs(debias, 0, add_generation_prompt=False))
     upside_down = [{"role": "user", "content": chat(pictures, debias.text("x"))[0]["content"][::-1]}]
-    refused("words are not those", encoded(qwen.processor, [upside_down]))
+    refused("text is not the calibration's", encoded(qwen.processor, [upside_down]))
     elsewhere = encoded(AutoProcessor.from_pretrained(qwen.folder), [chat(pictures, debias.text("never seen"))])
     refused("make it with this processor inside", elsewhere)
     refused("without assisted decoding", qwen.inputs(debias, 0), prompt_lookup_num_tokens=2)
@@ -473,7 +473,7 @@ def test_foreign_calibrations_are_refused(qwen: Subject, tmp_path: Path, monkeyp
 
     refused("another model or processor .weights", {"weights": "0123456789abcdef"})
     refused("another model or processor .processor", {"processor": "0123456789abcdef"})
-    refused("does not say what its prompts were", {"prompt": ""})
+    refused("does not record its prompt", {"prompt": ""})
     refused("There is no calibration", path=tmp_path / "none.ckpt")
     refused("'adg' is not a readout", readout="adg")
     refused("is of 5 layers only", settings=ReadoutSettings(top_layers=6))
@@ -499,4 +499,4 @@ def test_tokens_follow_their_best_candidate() -> None:
     assert second[0].isinf().tolist() == [False, True, False, True]
     assert torch.equal(second[1], scores[1])  # complete
     third = candidate_logits(scores, torch.tensor([[2], [2]]), trie, log_probs)
-    assert torch.equal(third, scores)  # something else is being said
+    assert torch.equal(third, scores)  # the answer is no candidate

@@ -142,8 +142,9 @@ def test_costs_count_the_language_models_passes(run: Path) -> None:
 
 
 def test_names_that_are_no_methods(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'agd' needs no passes of its own; name it in model.readouts" in fails(
+    assert "'agd' needs no forward passes of its own; name it in model.readouts" in fails(
         capsys, "test", "--model.methods=[agd]"
     )
-    assert "'cott' is not a method; choose from instruction, cot" in fails(capsys, "test", "--model.methods=[cott]")
+    line = fails(capsys, "test", "--model.methods=[cott]")
+    assert "'cott' is not a method; choose from cot, self_consistency, " in line
     assert "method.chains is 0" in fails(capsys, "test", "--model.method.chains=0")

@@ -159,22 +159,24 @@ class OfTwo(TensorParallel):
 def test_heads_are_put_together_in_the_order_of_the_processes() -> None:
     attention, log_probs = torch.rand(2, 3, 4, 5), torch.randn(2, 5)
     mine, theirs = attention[:, :, :2], attention[:, :, 2:]
-    gathered = OfTwo([log_probs, theirs], 4).gather_heads(Evidence(log_probs, mine))
+    gathered = OfTwo([log_probs, theirs], 4).gather_heads(Evidence.from_heads(log_probs, mine))
     assert torch.equal(gathered.attention, attention)
     torch.testing.assert_close(gathered.layer_attention, attention.mean(2))
 
 
 def test_heads_that_every_process_has_are_not_doubled() -> None:
     attention, log_probs = torch.rand(2, 3, 4, 5), torch.randn(2, 5)
-    assert torch.equal(OfTwo([log_probs], 4).gather_heads(Evidence(log_probs, attention)).attention, attention)
+    assert torch.equal(
+        OfTwo([log_probs], 4).gather_heads(Evidence.from_heads(log_probs, attention)).attention, attention
+    )
 
 
 def test_processes_that_disagree_are_refused() -> None:
     attention, log_probs = torch.rand(2, 3, 2, 5), torch.randn(2, 5)
     with pytest.raises(UserError, match="come to different answers"):
-        OfTwo([log_probs + 0.1], 4).gather_heads(Evidence(log_probs, attention))
+        OfTwo([log_probs + 0.1], 4).gather_heads(Evidence.from_heads(log_probs, attention))
     with pytest.raises(UserError, match="2 of 6 attention heads"):
-        OfTwo([log_probs], 6).gather_heads(Evidence(log_probs, attention))
+        OfTwo([log_probs], 6).gather_heads(Evidence.from_heads(log_probs, attention))
 
 
 def test_a_plan_that_does_not_fit_is_told() -> None:

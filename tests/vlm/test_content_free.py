@@ -19,7 +19,6 @@ from torch import Tensor
 from lad_pl import PromptSpec, UserError, VisionLanguageModel, VLMSpec
 from lad_pl.data.permutations import random_permutations
 from lad_pl.types import Batch, Evidence, PermutedSample, Sample
-from lad_pl.vlm.capture import AttentionMass
 from lad_pl.vlm.content_free import SharedPrefix, swap_text
 from lad_pl.vlm.encoder import PromptEncoder
 
@@ -88,6 +87,12 @@ def embedded(vlm: VisionLanguageModel) -> Iterator[list[tuple[int, ...]]]:
         handle.remove()
 
 
+def both(batch: Batch) -> tuple[Batch, Batch]:
+    """The prompts and their content-free counterparts."""
+    assert batch.content_free is not None
+    return batch, batch.content_free
+
+
 def assert_same_prompts(got: Batch, want: Batch) -> None:
     assert got.tokens.keys() == want.tokens.keys()
     for name, values in want.tokens.items():
@@ -109,7 +114,7 @@ def test_tokens_are_the_processor_s(model: Model, rule: Any, caption: str, monke
     """A content-free caption may be shorter or longer than the captions; the processor sees it never."""
     encoder, items = model.vlm.encoder(PromptSpec(image_size=None, spans=rule)), model.items(4)
     with processor_calls(encoder, monkeypatch) as calls:
-        batch, free = encoder.with_content_free(items, caption)
+        batch, free = both(encoder.with_content_free(items, caption))
     assert set(calls) == set(CAPTIONS)
     assert_same_prompts(batch, encoder(items))
     assert_same_prompts(free, encoder(with_caption(items, caption)))
@@ -120,11 +125,11 @@ def test_tokens_are_the_processor_s(model: Model, rule: Any, caption: str, monke
 def test_evidence_equals_passes_of_their_own(model: Model, n: int) -> None:
     """Rows of different length, more than one way to part from the content-free prompt, one that does not part."""
     vlm, encoder = model.vlm, model.vlm.encoder(PROMPT)
-    batch, free = encoder.with_content_free(model.items(n))
+    batch, free = both(encoder.with_content_free(model.items(n)))
     trie, layers = encoder.answer_trie(n), vlm.layers.choose(0.0)
     assert trie.needs_continuation == (n == 12)
     with embedded(vlm) as shapes:
-        got, got_free = vlm.evidence_with_content_free(batch, free, trie, layers)
+        got, got_free = vlm.evidence_with_content_free(batch, trie, layers)
     want, want_free = vlm.evidence(batch, trie, layers), vlm.evidence(free, trie, layers)
     assert_close(got, want)
     assert_close(got_free, want_free)
@@ -142,7 +147,7 @@ def test_evidence_equals_passes_of_their_own(model: Model, n: int) -> None:
 def test_a_sample_of_its_own_needs_no_copy(qwen: Model) -> None:
     """All rows part at the same column, so the prefix is a view of the cache."""
     encoder = qwen.vlm.encoder(PROMPT)
-    batch, free = encoder.with_content_free(qwen.items(4, CAPTIONS[1:2], 3))
+    batch, free = both(encoder.with_content_free(qwen.items(4, CAPTIONS[1:2], 3)))
     shared = SharedPrefix.of(batch, free)
     assert shared is not None
     states = torch.randn(3, 2, batch.tokens["input_ids"].shape[1], 5)
@@ -150,7 +155,7 @@ def test_a_sample_of_its_own_needs_no_copy(qwen: Model) -> None:
     assert kept.data_ptr() == states.data_ptr()
     assert kept.shape[2] + shared.suffix == free.tokens["input_ids"].shape[1]
     trie = encoder.answer_trie(4)
-    got = qwen.vlm.evidence_with_content_free(batch, free, trie, (1, 4))[1]
+    got = qwen.vlm.evidence_with_content_free(batch, trie, (1, 4))[1]
     assert_close(got, qwen.vlm.evidence(free, trie, (1, 4)))
 
 
@@ -171,20 +176,20 @@ def short_sighted(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_sliding_windows_shorter_than_the_prompt(short_sighted: Model, n: int) -> None:
     vlm = short_sighted.vlm
     encoder = vlm.encoder(PROMPT)
-    batch, free = encoder.with_content_free(short_sighted.items(n))
+    batch, free = both(encoder.with_content_free(short_sighted.items(n)))
     trie, layers = encoder.answer_trie(n), vlm.layers.choose(0.0)
     assert layers == (2, 5)
-    got, got_free = vlm.evidence_with_content_free(batch, free, trie, layers)
+    got, got_free = vlm.evidence_with_content_free(batch, trie, layers)
     assert_close(got, vlm.evidence(batch, trie, layers))
     assert_close(got_free, vlm.evidence(free, trie, layers))
     with pytest.raises(UserError, match="Layer 0 does not see the whole of image 1"):
-        vlm.evidence_with_content_free(batch, free, trie, [0, 2])
+        vlm.evidence_with_content_free(batch, trie, [0, 2])
 
 
 def test_images_go_through_the_tower_once(qwen: Model) -> None:
     encoder, seen = qwen.vlm.encoder(PROMPT), []
     handle = qwen.vlm.model.model.visual.register_forward_pre_hook(lambda *_: seen.append(1))
-    qwen.vlm.evidence_with_content_free(*encoder.with_content_free(qwen.items(4)), encoder.answer_trie(4), (1, 4))
+    qwen.vlm.evidence_with_content_free(encoder.with_content_free(qwen.items(4)), encoder.answer_trie(4), (1, 4))
     handle.remove()
     assert len(seen) == len(CAPTIONS)  # samples, not prompts
 
@@ -193,9 +198,9 @@ def test_eager_attention(qwen: Model, tmp_path: Path) -> None:
     folder = BY_NAME["qwen2_5_vl"].build(tmp_path / "model")
     vlm = VisionLanguageModel.load(VLMSpec(str(folder), dtype="float32", attn_implementation="eager"))
     encoder = vlm.encoder(PROMPT)
-    batch, free = encoder.with_content_free(qwen.items(4))
+    batch, free = both(encoder.with_content_free(qwen.items(4)))
     trie = encoder.answer_trie(4)
-    got, got_free = vlm.evidence_with_content_free(batch, free, trie, (1, 4))
+    got, got_free = vlm.evidence_with_content_free(batch, trie, (1, 4))
     assert_close(got, vlm.evidence(batch, trie, (1, 4)))
     assert_close(got_free, vlm.evidence(free, trie, (1, 4)))
 
@@ -206,7 +211,7 @@ def test_control_tokens_go_to_the_processor(qwen: Model, text: str, monkeypatch:
     encoder = qwen.vlm.encoder(PROMPT)
     for items, caption in ((qwen.items(4, (text,)), "N/A"), (qwen.items(4, CAPTIONS[:1]), text)):
         with processor_calls(encoder, monkeypatch) as calls:
-            _, free = encoder.with_content_free(items, caption)
+            _, free = both(encoder.with_content_free(items, caption))
         assert calls == [items[0].sample.caption, caption]
         assert_same_prompts(free, encoder(with_caption(items, caption)))
 
@@ -214,20 +219,20 @@ def test_control_tokens_go_to_the_processor(qwen: Model, text: str, monkeypatch:
 def test_a_caption_before_the_images(qwen: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the images can be shared then: the processor is called, and the second pass is a whole one."""
     encoder = qwen.vlm.encoder(PROMPT)
-    turns = encoder._turns
+    turns = encoder.turns
     monkeypatch.setattr(
         encoder,
-        "_turns",
+        "turns",
         lambda images, text: [{**turn, "content": turn["content"][::-1]} for turn in turns(images, text)],
     )
     items = qwen.items(4, CAPTIONS[:2])
     with processor_calls(encoder, monkeypatch) as calls:
-        batch, free = encoder.with_content_free(items)
+        batch, free = both(encoder.with_content_free(items))
     assert calls.count("N/A") == 2
     assert SharedPrefix.of(batch, free) is None
     trie = encoder.answer_trie(12)
     with embedded(qwen.vlm) as shapes:
-        got, got_free = qwen.vlm.evidence_with_content_free(batch, free, trie, (1, 4))
+        got, got_free = qwen.vlm.evidence_with_content_free(batch, trie, (1, 4))
     assert tuple(free.tokens["input_ids"].shape) in shapes
     assert_close(got, qwen.vlm.evidence(batch, trie, (1, 4)))
     assert_close(got_free, qwen.vlm.evidence(free, trie, (1, 4)))
@@ -250,16 +255,3 @@ def test_text_is_swapped_only_where_the_tokens_agree() -> None:
     assert swap_text(row([5, 9, 9, 9, 1, 8, 3, 7]), 4, rendered, other) is None  # the processor wrote something else
     assert swap_text(row(ids, [0, 1, 1, 1, 0, 0, 0, 2]), 4, rendered, other) is None  # which kind would a new token be?
     assert swap_text(row(ids), 4, rendered, [6, *other[1:]]) is None
-
-
-def test_keys_that_a_cache_has_dropped_count_as_unseen() -> None:
-    """Image 0 in tokens 0-1, image 1 in 2-3, and only the last three of five keys are left."""
-    spans = torch.tensor([[[1, 0], [1, 0], [0, 1], [0, 1], [0, 0]]]).float()
-    weights = torch.tensor([0.25, 0.25, 0.5]).reshape(1, 1, 1, 3)
-    mass = AttentionMass([0], spans)
-    mass.add(0, weights, None)
-    with pytest.raises(UserError, match="does not see the whole of image 1:"):
-        mass.stacked()
-    mass = AttentionMass([0], spans[:, :, 1:])
-    mass.add(0, weights, None)
-    assert mass.stacked().tolist() == [[[[0.5]]]]

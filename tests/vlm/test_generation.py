@@ -135,7 +135,7 @@ def test_images_are_encoded_once_and_prompts_read_once(
 
 def first_token_probabilities(vlm: VisionLanguageModel, batch: Batch, temperature: float, top_k: int | None) -> Tensor:
     with torch.no_grad():
-        logits = vlm.model(**vlm._inputs(batch)).logits[0, -1].double() / temperature
+        logits = vlm.model(**vlm.inputs(batch)).logits[0, -1].double() / temperature
     if top_k is not None:
         logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
     return logits.softmax(-1)
@@ -275,7 +275,7 @@ def test_thinking_tags_stay_where_they_are_special_tokens() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; give 1 or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
         ({"chains": 0}, "chains is 0"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),

@@ -1,1 +1,1 @@
-"""Building annotation files: from captioned photographs, from published benchmarks, from anybody's own table."""
+"""Build annotation files from captioned images, published benchmarks and tables of one's own."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from lad_pl.data.annotations import write_annotations
-from lad_pl.data.prepare.captions import CaptionedImages, read_categories, read_coco, read_dataset, read_flickr
-from lad_pl.data.prepare.clip_embeddings import ClipSpec, Embeddings, embed, progress
-from lad_pl.data.prepare.hard_negatives import Exclusion, Pool, category_bits, exclusions, nearest_candidates
-from lad_pl.errors import UserError
+from lad_pl.data.prepare.captions import (
+    CaptionedImages,
+    Exclusion,
+    read_categories,
+    read_coco,
+    read_dataset,
+    read_flickr,
+)
+from lad_pl.errors import UserError, check_at_least
 
 Difficulty = Literal["random", "adversarial"]
 MissingImages = Literal["error", "drop"]
@@ -137,37 +141,47 @@ def build_sets(
 ) -> None:
     """Write annotations_N_1_random.json and annotations_N_1_adversarial.json for every N.
 
-    A sample asks which of N images has the anchor's caption. In the random sets the others are any images of the
+    A sample is N images and the caption of one of them, the anchor. In the random sets the others are any images of the
     pool; in the adversarial sets they are those nearest to the anchor by CLIP's image embeddings, without images of
-    the same categories or with a similar caption. All N and both difficulties ask for the same anchors, each once.
+    the same categories or with a similar caption. All N and both difficulties have the same anchors, each once.
 
     Args:
         source: the captioned images.
         images: folder of the images.
         output: folder for the annotation files.
         num_candidates: the numbers N of images per sample, one pair of files each.
-        num_samples: samples per file; 5 of them become calibration samples unless fit is told otherwise.
+        num_samples: samples per file, those for the calibration (5 by default) included.
         difficulties: random, adversarial or both; random alone needs no CLIP model.
         pool_size: images to draw from, sampled from all usable ones; all if there are fewer.
         seed: of pool, anchors, random images and the order of the images.
         exclude: subset leaves out images with all of the anchor's categories, as the published code does; identical
-            only those with the same set of categories, as the paper says: harder, but more captions fit two images.
+            only those with the same set of categories, as in the paper: harder, but more captions fit two images.
         max_text_similarity: images whose caption is at least this similar to the anchor's are left out (cosine).
-        compat: published draws as the published code does, which draws anchors with repetition and anew for each file.
+        compat: published draws as the published code does, with repeated anchors, and other anchors in each file.
         image_prefix: written before the image names, such as data/val2014/ in the published files.
         missing_images: error stops at images without file or caption and at broken files; drop leaves them out.
         model: open_clip model; hf-hub:OWNER/NAME or local-dir:FOLDER (open_clip_config.json and weights) work as well.
         pretrained: open_clip's name of the weights, or a local checkpoint file (OpenAI's: with ViT-L-14-quickgelu).
-        embeddings: folder that keeps the embeddings, to be taken up after an interruption and used again; the folder
-            embeddings in output if unset.
-        rebuild: compute the embeddings anew if those there are of another model.
+        embeddings: folder that keeps the embeddings for later runs, also of an interrupted one; the folder embeddings
+            in output if unset.
+        rebuild: delete stored embeddings of another model and compute them again.
         batch_size: images embedded at once.
         num_workers: processes that decode images; 0 does it in the main process.
 
     Raises:
         UserError: an input is missing or malformed, or there are too few images.
     """
-    _check_numbers(num_candidates, num_samples, difficulties, pool_size, batch_size, num_workers)
+    # Imported here because torch takes seconds to import, and the help of a command needs none of it.
+    from lad_pl.data.annotations import write_annotations
+    from lad_pl.data.prepare.clip_embeddings import ClipSpec, embed
+    from lad_pl.data.prepare.hard_negatives import Miner
+
+    if not num_candidates or min(num_candidates) < 2 or len(set(num_candidates)) < len(num_candidates):
+        raise UserError(f"num_candidates is {list(num_candidates)}; it must list different numbers, each at least 2.")
+    if not difficulties:
+        raise UserError("difficulties is empty; choose random, adversarial or both.")
+    check_at_least(1, num_samples=num_samples, pool_size=pool_size, batch_size=batch_size)
+    check_at_least(0, num_workers=num_workers)
     folder = Path(images)
     names = usable_images(source, folder, missing_images)
     _check_pool(min(pool_size, len(names)), num_candidates, num_samples, distinct=compat is None)
@@ -178,18 +192,22 @@ def build_sets(
         store = Path(embeddings) if embeddings else Path(output) / "embeddings"
         captions = {name: source.captions[name][0] for name in names}
         embedded = embed(captions, folder, store, ClipSpec(model, pretrained), batch_size, num_workers, rebuild)
-        names = _without_broken(embedded, missing_images, store)
+        kept = len(embedded.names) - embedded.computed
+        print(f"Embeddings: {embedded.computed:,} computed, {kept:,} taken from before, all in {store}.")
+        _leave_out_broken(embedded.broken, missing_images)
+        names = list(embedded.names)
     pool = _sampled(names, pool_size, seed) if compat else names
     _check_pool(len(pool), num_candidates, num_samples, distinct=compat is None)  # less what turned out broken
     print(f"Pool: {len(pool):,} images, drawn with seed {seed}.")
-    miner = None if embedded is None else _Miner(source, embedded, pool, max_text_similarity, exclude)
+    miner = None if embedded is None else Miner(embedded, pool, source.categories, max_text_similarity, exclude)
     files: dict[str, list[dict[str, Any]]] = {}
     for n in num_candidates:
         draws = published_draws(len(names), len(pool), n, num_samples, seed) if compat else None
         for difficulty in difficulties:
             drawn = draws[difficulty] if draws else paired_draws(len(pool), n, num_samples, seed, difficulty)
             if miner is not None and difficulty == "adversarial":
-                drawn = miner.fill(drawn, n)
+                found = miner.negatives([draw.anchor for draw in drawn], n)
+                drawn = [replace(draw, negatives=own) for draw, own in zip(drawn, found, strict=True)]
             files[f"annotations_{n}_1_{difficulty}.json"] = _annotations(drawn, pool, source, image_prefix)
     for name, samples in files.items():
         write_annotations(Path(output) / name, samples)
@@ -207,20 +225,21 @@ def build_sets(
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample in places of the pool."""
+    """One sample, its images as indices into the pool."""
 
     anchor: int
     negatives: tuple[int, ...]
+    """N - 1 images; none yet for an adversarial sample."""
     order: tuple[int, ...]
-    """Which of anchor (0) and negatives (1 to N - 1) stands where."""
+    """Which of anchor (0) and negatives (1 to N - 1) stands at each position."""
 
 
 def published_draws(
     num_images: int, pool_size: int, num_candidates: int, num_samples: int, seed: int
 ) -> dict[Difficulty, list[Draw]]:
-    """What the published code draws, random before adversarial, from one generator that has drawn the pool before.
+    """The published code's draws, random before adversarial, from the one generator that has drawn the pool before.
 
-    The negatives of an adversarial draw are yet to be found; how many images the generator shuffles is all it sees.
+    Adversarial draws have no negatives yet; the generator's numbers do not depend on which images these are.
     """
     generator = Random(seed)
     generator.sample(range(num_images), pool_size)
@@ -237,7 +256,7 @@ def published_draws(
 def paired_draws(
     pool_size: int, num_candidates: int, num_samples: int, seed: int, difficulty: Difficulty
 ) -> list[Draw]:
-    """Distinct anchors, the same for every N and difficulty; all else from a generator of the file's own."""
+    """Distinct anchors, the same for every N and difficulty; negatives and order from a generator per file."""
     anchors = Random(f"{seed} anchors").sample(range(pool_size), num_samples)
     generator = Random(f"{seed} {difficulty} {num_candidates}")
     return [
@@ -256,7 +275,7 @@ def _sampled(names: Sequence[str], pool_size: int, seed: int) -> list[str]:
 
 def _others(generator: Random, anchor: int, pool_size: int, count: int) -> tuple[int, ...]:
     """Sampled from the pool without the anchor."""
-    return tuple(place + (place >= anchor) for place in generator.sample(range(pool_size - 1), count))
+    return tuple(index + (index >= anchor) for index in generator.sample(range(pool_size - 1), count))
 
 
 def _order(generator: Random, num_candidates: int) -> tuple[int, ...]:
@@ -270,11 +289,11 @@ def _annotations(
 ) -> list[dict[str, Any]]:
     samples = []
     for number, draw in enumerate(draws):
-        places = (draw.anchor, *draw.negatives)
+        shown = (draw.anchor, *draw.negatives)
         samples.append(
             {
                 "id": number,
-                "image_ids": [prefix + pool[places[place]] for place in draw.order],
+                "image_ids": [prefix + pool[shown[image]] for image in draw.order],
                 "index": draw.order.index(0),
                 "target": pool[draw.anchor],
                 "caption": source.captions[pool[draw.anchor]][0],
@@ -283,54 +302,13 @@ def _annotations(
     return samples
 
 
-class _Miner:
-    """Gives draws of a pool their nearest candidates."""
-
-    def __init__(
-        self,
-        source: CaptionedImages,
-        embedded: Embeddings,
-        names: Sequence[str],
-        max_text_similarity: float,
-        exclude: Exclusion,
-    ) -> None:
-        rows = {name: row for row, name in enumerate(embedded.names)}
-        order = [rows[name] for name in names]
-        bits = None if source.categories is None else category_bits([source.categories[name] for name in names])
-        self.pool = Pool(embedded.images[order], embedded.texts[order], bits)
-        self.names, self.max_text_similarity, self.exclude = names, max_text_similarity, exclude
-
-    def fill(self, draws: Sequence[Draw], n: int) -> list[Draw]:
-        """The draws with their n - 1 negatives.
-
-        Raises:
-            UserError: an anchor has too few candidates.
-        """
-        anchors = [draw.anchor for draw in draws]
-        with progress() as bar:
-            task = bar.add_task(f"nearest images, N = {n}", total=len(anchors))
-            nearest = nearest_candidates(
-                self.pool, anchors, n - 1, self.max_text_similarity, self.exclude, lambda done: bar.advance(task, done)
-            )
-        short = [anchor for anchor, found in zip(anchors, nearest[:, 0].tolist(), strict=True) if found < 0]
-        if short:
-            found = exclusions(self.pool, short[0], self.max_text_similarity, self.exclude)
-            raise UserError(
-                f"{len(short)} of {len(draws)} anchors have too few candidates for N = {n}: {self.names[short[0]]} has "
-                f"{found.candidates} of {n - 1}, as {found.same_categories} of the other {len(self.names) - 1} images "
-                f"have its categories and {found.similar_caption} a similar caption; enlarge the pool, or change "
-                "exclude or max_text_similarity."
-            )
-        return [replace(draw, negatives=tuple(found)) for draw, found in zip(draws, nearest.tolist(), strict=True)]
-
-
-# ------------------------------------------------------------------------------------------- what can be used
+# ----------------------------------------------------------------------------------------------- usable images
 
 
 def usable_images(source: CaptionedImages, folder: Path, missing_images: MissingImages) -> list[str]:
     """Sorted names of the images that have a caption, a file and, where categories are known, a category.
 
-    What is left out is said. An image without categories says nothing about which images show the same.
+    Prints what is left out. Without its categories, an image cannot be compared with others.
 
     Raises:
         UserError: images lack a caption or a file and are not to be dropped, or none is left.
@@ -348,7 +326,7 @@ def usable_images(source: CaptionedImages, folder: Path, missing_images: Missing
         print(f"Not used: {unlisted:,} files in {folder} that the captions do not name.")
     names = sorted(source.captions.keys() - set(missing))
     if source.categories is None:
-        print("No categories: only captions tell which images show the same.")
+        print("No categories: images that show the same are recognised by their captions only.")
     else:
         _leave_out([name for name in names if not source.categories.get(name)], "without a category", "drop")
         names = [name for name in names if source.categories.get(name)]
@@ -367,19 +345,16 @@ def _leave_out(names: Sequence[str], what: str, missing_images: MissingImages) -
         print(f"Left out: {len(names):,} images {what}, the first is {names[0]}.")
 
 
-def _without_broken(embedded: Embeddings, missing_images: MissingImages, store: Path) -> list[str]:
-    """The pool's sound images."""
-    kept = len(embedded.names) - embedded.computed
-    print(f"Embeddings: {embedded.computed:,} computed, {kept:,} taken from before, all in {store}.")
-    if embedded.broken:
-        name, fault = next(iter(embedded.broken.items()))
-        if missing_images == "error":
-            raise UserError(
-                f"{len(embedded.broken)} images of the pool are broken, the first is {name} ({fault}); replace them, "
-                "or leave them out with --missing_images drop."
-            )
-        print(f"Left out: {len(embedded.broken):,} broken images, the first is {name} ({fault}).")
-    return list(embedded.names)
+def _leave_out_broken(broken: Mapping[str, str], missing_images: MissingImages) -> None:
+    if not broken:
+        return
+    name, fault = next(iter(broken.items()))
+    if missing_images == "error":
+        raise UserError(
+            f"{len(broken)} images of the pool are broken, the first is {name} ({fault}); replace them, or leave them "
+            "out with --missing_images drop."
+        )
+    print(f"Left out: {len(broken):,} broken images, the first is {name} ({fault}).")
 
 
 def _check_pool(size: int, num_candidates: Sequence[int], num_samples: int, distinct: bool) -> None:
@@ -389,21 +364,3 @@ def _check_pool(size: int, num_candidates: Sequence[int], num_samples: int, dist
         raise UserError(
             f"The pool has {size} images, too few for {num_samples} samples with different anchors; lower num_samples."
         )
-
-
-def _check_numbers(
-    num_candidates: Sequence[int],
-    num_samples: int,
-    difficulties: Sequence[str],
-    pool_size: int,
-    batch_size: int,
-    num_workers: int,
-) -> None:
-    if not num_candidates or min(num_candidates) < 2 or len(set(num_candidates)) < len(num_candidates):
-        raise UserError(f"num_candidates is {list(num_candidates)}; it must list different numbers, each at least 2.")
-    if not difficulties:
-        raise UserError("difficulties is empty; choose random, adversarial or both.")
-    least = {"num_samples": (num_samples, 1), "pool_size": (pool_size, 1), "batch_size": (batch_size, 1)}
-    for name, (value, minimum) in {**least, "num_workers": (num_workers, 0)}.items():
-        if value < minimum:
-            raise UserError(f"{name} is {value}; it must be at least {minimum}.")

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from PIL import Image
-
-from lad_pl.data.images import FORMATS, UNREADABLE
 from lad_pl.data.prepare.pickles import read_pickle
+from lad_pl.data.prepare.pictures import picture_format, write_picture
 from lad_pl.data.prepare.table_reader import read_rows
 from lad_pl.errors import UserError
-from lad_pl.files import atomic_write
+from lad_pl.files import read_json
 
 Categories = dict[str, frozenset[int | str]]
+"""The object categories of each image, by image name."""
+Exclusion = Literal["subset", "identical"]
+"""Which images share an anchor's categories: those with all of them, or those with exactly the same ones."""
 
+_CUT_OFF = "Was it cut off while downloading?"
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"}
 
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images by name, relative to the image folder, with what people wrote about them and what they show."""
+    """Images by name, relative to the image folder, with their captions and the categories of their objects."""
 
     captions: dict[str, list[str]]
-    """Per image at least one caption; as written, in the file's order."""
+    """At least one caption per image, unchanged, in the file's order."""
     categories: Categories | None = None
-    """Per image the categories of its objects; images without objects may be absent. None: nothing is known."""
+    """Images without objects may be absent; None if the data set has no categories."""
     without_captions: tuple[str, ...] = ()
     """Images that the source lists without a caption."""
 
@@ -45,7 +45,13 @@ class CaptionedImages:
     def gather(
         cls, pairs: Iterable[tuple[str, str]], listed: Iterable[str] = (), categories: Categories | None = None
     ) -> CaptionedImages:
-        """From (name, caption) pairs; an image of ``pairs`` or ``listed`` with no caption but blanks has none."""
+        """Group (name, caption) pairs by image; blank captions do not count.
+
+        Args:
+            pairs: image names and captions.
+            listed: names of further images, which are reported if ``pairs`` has no caption for them.
+            categories: of the images, where they are known.
+        """
         captions: dict[str, list[str]] = {name: [] for name in listed}
         for name, caption in pairs:
             captions.setdefault(name, [])
@@ -89,7 +95,7 @@ def read_categories(path: str | Path) -> Categories:
         for image_id, category in _annotations(content, "category_id", names, path):
             found.setdefault(names[image_id], set()).add(category)
         return {name: frozenset(members) for name, members in found.items()}
-    content = content.get("file_to_catIds", content)  # the published pickle holds other tables beside it
+    content = content.get("file_to_catIds", content)  # one of several tables in the published pickle
     if not isinstance(content, dict):
         raise UserError(f"{path} must map image names to categories.")
     for name, members in content.items():
@@ -99,7 +105,7 @@ def read_categories(path: str | Path) -> Categories:
 
 
 def _read_values(path: str | Path) -> dict[str, Any]:
-    content = read_pickle(path) if Path(path).suffix in (".pkl", ".pickle") else _read_json(path)
+    content = read_pickle(path) if Path(path).suffix in (".pkl", ".pickle") else read_json(path, _CUT_OFF)
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         raise UserError(
             f"{path} must hold either COCO's images and annotations or an object that maps image names to values."
@@ -107,21 +113,12 @@ def _read_values(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON (cut off while downloading?): {error}.") from error
-
-
 def _is_official(content: Mapping[str, Any]) -> bool:
     return isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)
 
 
 def _image_names(content: Mapping[str, Any], path: str | Path) -> dict[int | str, str]:
-    """File names by image id, each of both only once."""
+    """File names by image id; both must be unique."""
     images = [
         _fields(entry, ("id", "file_name"), f"{path}: images[{row}]") for row, entry in enumerate(content["images"])
     ]
@@ -186,7 +183,7 @@ def _columns(rows: list[list[str]], count: int, path: str | Path) -> Iterator[tu
     """(name, caption) from rows under a header: the first and the last of ``count`` columns."""
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != count:
-            raise UserError(f"{path}: line {number} has {len(row)} columns instead of {count}: {row}; mend the line.")
+            raise UserError(f"{path}: line {number} has {len(row)} columns instead of {count}: {row}; fix the line.")
         yield row[0].strip(), row[-1].strip()
 
 
@@ -200,7 +197,7 @@ def _token_rows(rows: list[list[str]], path: str | Path) -> Iterator[tuple[str, 
 
 
 def _read_karpathy(path: str | Path) -> CaptionedImages:
-    content = _read_json(path)
+    content = read_json(path, _CUT_OFF)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
         raise UserError(f"{path} has no list 'images'; Karpathy's files have one, with filename and sentences.")
@@ -231,10 +228,10 @@ def read_dataset(
 
     The caption column holds a text or a list of texts. The image column holds file names relative to ``images``; or,
     where ``images`` is None, the pictures themselves, which are then written to the folder ``written``, unless they
-    are there already. Rows with the same image belong together.
+    are there already. Rows with the same image are merged.
 
     Raises:
-        UserError: the data set cannot be had, lacks a column, or two pictures have one name.
+        UserError: the data set cannot be loaded, lacks a column, or two pictures have one name.
     """
     rows = read_rows(dataset, split, subset)
     rows.require(image_column, "the images: --image_column")
@@ -250,14 +247,14 @@ def read_dataset(
         else:
             name = _text(image, f"{where}: the image, a file name in {images},")
         listed.append(name)
-        # No caption at all is as good as an empty one: the image is reported as one without.
+        # None counts as an empty caption: the image is reported as one without.
         for text in texts if isinstance(texts, list) else [texts or ""]:
             pairs.append((name, _text(text, f"{where}: column '{caption_column}'")))
     return CaptionedImages.gather(pairs, listed)
 
 
 def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: str) -> str:
-    """Write an encoded picture as it is; one without a name is named by its content, so that copies are one image."""
+    """Write an encoded picture; one without a name is named by its content, so that copies are one image."""
     if isinstance(picture, bytes):
         picture = {"bytes": picture}
     if not isinstance(picture, dict):
@@ -267,23 +264,12 @@ def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: s
     except OSError as error:
         raise UserError(f"{where}: the picture {picture.get('path')} cannot be read: {error.strerror}.") from error
     digest = hashlib.sha256(content).hexdigest()
-    name = Path(picture.get("path") or "").name or digest[:16] + _suffix(content)
+    name = Path(picture.get("path") or "").name
+    name = name or digest[:16] + _SUFFIXES.get(picture_format(content) or "", "")  # what cannot be read is found later
     if digests.setdefault(name, digest) != digest:
         raise UserError(f"{where}: two different pictures have the name {name}.")
-    target = folder / name
-    if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != digest:
-        with atomic_write(target) as partial:
-            partial.write_bytes(content)
+    write_picture(content, folder / name)
     return name
-
-
-def _suffix(content: bytes) -> str:
-    """File name ending of an encoded picture; none if it is not one, which opening it will say."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _SUFFIXES.get(image.format or "", "")
-    except UNREADABLE:
-        return ""
 
 
 # ----------------------------------------------------------------------------------------------------- checks

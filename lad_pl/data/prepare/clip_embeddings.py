@@ -1,8 +1,8 @@
-"""CLIP embeddings of images and their captions: computed once with open_clip, kept in shards, taken up where left off.
+"""CLIP embeddings of images and their captions, computed with open_clip and stored in shards, so that runs resume.
 
-A store is a folder with ``manifest.json`` (which model) and ``shard-*.safetensors`` (which images, and what the model
-makes of them). Images are recognised by name, file size and caption, so that a store serves any selection of them and
-only what is new is computed.
+A store is a folder with ``manifest.json`` (the model) and ``shard-*.safetensors`` (embeddings and the keys of their
+images). A key is made of name, file size and caption, so that a store serves any selection of images and only new ones
+are computed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from lad_pl.files import atomic_write
 from lad_pl.provenance import first_difference, short_digest
 
 SHARD_SIZE = 2048
-"""Images per file of a store, and so the most work that an interruption can cost."""
+"""Images per file of a store; an interruption costs the work of at most this many."""
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Which model of open_clip."""
+    """A model of open_clip and its weights."""
 
     model: str = "ViT-L-14"
     """A name that open_clip knows, ``hf-hub:owner/name``, or ``local-dir:folder`` with open_clip_config.json."""
@@ -49,11 +49,11 @@ class ClipSpec:
 
     @property
     def brings_weights(self) -> bool:
-        """Whether the model's name says where its weights are."""
+        """Whether the model's name includes the location of its weights."""
         return self.model.startswith(("hf-hub:", "local-dir:"))
 
     def manifest(self) -> dict[str, Any]:
-        """What makes embeddings comparable: the names, and the digest of a local checkpoint."""
+        """Identity of the model, by which embeddings are comparable: names, and the digest of a local checkpoint."""
         pretrained = None if self.brings_weights else self.pretrained
         return {"format": 1, "model": self.model, "pretrained": pretrained, "sha256": self._digest()}
 
@@ -71,7 +71,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class Clip:
-    """A loaded model with what prepares its inputs."""
+    """A loaded model with its image preprocessing and its tokenizer."""
 
     network: Any
     preprocess: Callable[[Image.Image], Tensor]
@@ -88,15 +88,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """M images of a store, in the order in which they were asked for."""
+    """Embeddings of M images, in the requested order."""
 
     names: tuple[str, ...]
     images: Tensor
     """(M, D), float32, rows of unit length."""
     texts: Tensor
-    """(M, D), float32, rows of unit length: of the images' captions."""
+    """Embeddings of the captions, (M, D), float32, rows of unit length."""
     broken: Mapping[str, str]
-    """Asked for as well, but not there: names of image files that cannot be decoded, and why."""
+    """Requested images whose files cannot be decoded: name and error."""
     computed: int
     """How many were not in the store before."""
 
@@ -111,16 +111,16 @@ def embed(
     rebuild: bool = False,
     shard_size: int = SHARD_SIZE,
 ) -> Embeddings:
-    """Embeddings of images and of one caption each, from the store as far as it has them.
+    """Embeddings of images and of one caption each, read from the store or computed and added to it.
 
     Args:
-        captions: per image name its caption; longer ones than the model reads are cut off by its tokenizer.
+        captions: caption by image name; the model's tokenizer truncates long ones.
         folder: where the image files are.
         store: the store's folder; made if it does not exist.
-        spec: the model; loaded only if anything is to be computed.
+        spec: the model; loaded only if an image is new.
         batch_size: images embedded at once.
         num_workers: processes that decode images; 0 does it in the main process.
-        rebuild: throw the store's shards away if they are of another model, instead of refusing them.
+        rebuild: delete a store of another model instead of refusing it.
         shard_size: images per file of the store.
 
     Raises:
@@ -128,8 +128,8 @@ def embed(
     """
     keys = {name: image_key(name, folder / name, caption) for name, caption in captions.items()}
     _open_store(store, spec.manifest(), rebuild)
-    there = {key for shard in _shards(store) for key in _shard_keys(shard)}
-    missing = [name for name, key in keys.items() if key not in there]
+    stored = {key for shard in _shards(store) for key in _shard_keys(shard)}
+    missing = [name for name, key in keys.items() if key not in stored]
     broken: dict[str, str] = {}
     if missing:
         entries = [(name, keys[name], captions[name]) for name in missing]
@@ -144,7 +144,7 @@ def embed(
 
 
 def load_clip(spec: ClipSpec) -> Clip:
-    """Load a model and its weights; a checkpoint is never unpickled beyond plain tensors.
+    """Load a model and its weights; checkpoints are read with ``weights_only``, so that they run no code.
 
     Raises:
         UserError: the model or its weights are unknown, cannot be downloaded, or do not belong together.
@@ -161,12 +161,12 @@ def load_clip(spec: ClipSpec) -> Clip:
                 spec.model,
                 pretrained,
                 device=device,
-                # The activation belongs to the weights: with another one, open_clip only warns and answers differently.
+                # OpenAI's weights need their own activation; with the other one open_clip only warns.
                 force_quick_gelu=bool(tag.get("quick_gelu")),
                 weights_only=True,
             )
             tokenize = open_clip.get_tokenizer(spec.model)
-    except Exception as error:  # of whatever library a checkpoint, a hub or a configuration went wrong in
+    except Exception as error:  # open_clip, torch and the hub's client raise many kinds
         raise UserError(_load_failure(spec, bool(tag), error)) from error
     return Clip(network.eval(), preprocess, tokenize, device)
 
@@ -209,13 +209,13 @@ def _load_failure(spec: ClipSpec, is_tag: bool, error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip from logging what the exception says again, and from setting up logging for everybody."""
+    """Suppress open_clip's log of the error that is raised anyway, and its configuration of the root logger."""
     handler = logging.NullHandler()
     logging.root.addHandler(handler)
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "QuickGELU mismatch")  # seen to by force_quick_gelu
+            warnings.filterwarnings("ignore", "QuickGELU mismatch")  # force_quick_gelu takes care of it
             yield
     finally:
         logging.disable(logging.NOTSET)
@@ -230,7 +230,7 @@ Entry = tuple[str, str, str]
 
 
 class _Decoded(Dataset[tuple[int, Tensor | str]]):
-    """Prepared images, or in the place of a broken one what is wrong with it."""
+    """Preprocessed images; for a broken one the error message."""
 
     def __init__(self, entries: Sequence[Entry], folder: Path, preprocess: Callable[[Image.Image], Tensor]) -> None:
         self.entries, self.folder, self.preprocess = entries, folder, preprocess
@@ -251,7 +251,7 @@ def _compute(
     num_workers: int,
     shard_size: int,
 ) -> dict[str, str]:
-    """Write shards for ``entries``, each as soon as it is full; returns the broken images."""
+    """Write shards for ``entries``, each as soon as it is full; returns the errors of broken images."""
     shards = [range(len(entries))[start : start + shard_size] for start in range(0, len(entries), shard_size)]
     batches = [
         list(shard[start : start + batch_size]) for shard in shards for start in range(0, len(shard), batch_size)
@@ -280,14 +280,14 @@ def _compute(
 
 
 def _separate(items: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, dict[int, str], int]:
-    """A batch's sound images with their indices, its broken ones, and the last index of all."""
+    """Indices and images of a batch, the errors of its broken ones, and the last index of all."""
     sound = {index: image for index, image in items if isinstance(image, Tensor)}
     faults = {index: fault for index, fault in items if isinstance(fault, str)}
     return list(sound), torch.stack(list(sound.values())) if sound else None, faults, items[-1][0]
 
 
 def progress() -> Progress:
-    """A bar on the terminal's error channel, so that what a command prints can go elsewhere."""
+    """A progress bar on stderr, so that a command's output can be redirected."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
@@ -296,7 +296,7 @@ def progress() -> Progress:
 
 
 def image_key(name: str, path: Path, caption: str) -> str:
-    """By what a store recognises an image: its name, its file's size and its caption."""
+    """Key of an image in a store: a digest of its name, file size and caption."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -305,7 +305,7 @@ def image_key(name: str, path: Path, caption: str) -> str:
 
 
 def _open_store(store: Path, manifest: Mapping[str, Any], rebuild: bool) -> None:
-    """Make sure that all shards are of the manifest's model."""
+    """Make sure that the store's shards are of the manifest's model; write the manifest of a new store."""
     shards = _shards(store)
     difference = _difference(store / "manifest.json", manifest)
     if difference is None:
@@ -313,7 +313,7 @@ def _open_store(store: Path, manifest: Mapping[str, Any], rebuild: bool) -> None
     if shards and not rebuild:
         raise UserError(
             f"The embeddings in {store} are of another model ({difference}); name another folder with --embeddings, or "
-            "compute them anew with --rebuild true."
+            "compute them again with --rebuild true."
         )
     for shard in shards:
         shard.unlink()

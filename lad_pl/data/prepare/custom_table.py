@@ -1,4 +1,4 @@
-"""Anybody's benchmark: JSONL, JSON, CSV, Parquet or a Hugging Face data set, with a mapping of its columns."""
+"""Annotation files from a table of one's own: JSONL, JSON, CSV, Parquet or a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lad_pl.data.prepare.questions import (
     ImageFolder,
     SkipItem,
     check_order_free,
-    letter_place,
-    option_places,
+    letter_index,
+    option_images,
     pick,
     split_options,
     store_image,
@@ -64,29 +64,29 @@ def table(
     given = ImageFolder(images or (source if Path(source).is_dir() else Path(source).parent))
     embedded = ImageFolder(Path(output) / "images")
     kinds = set()
-    conversion = AnnotationWriter(source)
+    writer = AnnotationWriter(source)
     for label, row in rows:
         name = str(label if _cell(row, names, "id") is None else _cell(row, names, "id"))
         try:
             shown, index, words = _read_item(row, names, text, answer)
             kinds |= {_kind(image) for image in shown}
             stored = [store_image(image, given, embedded) for image in shown]
-            conversion.add(rows.name, name, stored, index, words)
+            writer.add(rows.name, name, stored, index, words)
         except SkipItem as reason:
-            conversion.leave_out(label if name == label else f"{label}, id {name}", reason)
+            writer.leave_out(label if name == label else f"{label}, id {name}", reason)
     if len(kinds) > 1:
-        raise UserError(f"{source}: some images are embedded and others are paths; make two tables of it.")
-    conversion.finish(output, embedded.path if kinds == {_EMBEDDED} else given.path, asks=text == "question")
+        raise UserError(f"{source}: some images are embedded and others are paths; split it into two tables.")
+    writer.finish(output, embedded.path if kinds == {_EMBEDDED} else given.path, questions=text == "question")
 
 
 # --------------------------------------------------------------------------------------------------------- one row
 
 
 def _choose_columns(rows: Rows, mapping: Mapping[str, str], answer: Answer) -> dict[str, str]:
-    """The column of every field that there is.
+    """The column of every field that the table has.
 
     Raises:
-        UserError: a field is not one of ours, or a column that is needed is not there.
+        UserError: an unknown field is mapped, or a column that is needed is missing.
     """
     unknown = [field for field in mapping if field not in _DEFAULT_COLUMNS]
     if unknown:
@@ -113,8 +113,8 @@ def _read_item(
     if text == "question":
         check_order_free(words)
     shown = _shown(row, names["images"])
-    places = _places(_cell(row, names, "options"), len(shown))
-    index = None if answer == "none" else pick(places, _answer(_cell(row, names, "answer"), answer))
+    options = _options(_cell(row, names, "options"), len(shown))
+    index = None if answer == "none" else pick(options, _answer(_cell(row, names, "answer"), answer))
     return shown, index, words.strip()
 
 
@@ -135,7 +135,7 @@ def _shown(row: Mapping[str, Any], names: str) -> list[Any]:
 
 
 def _list(value: Any) -> list[Any]:
-    """A list, also from a text cell that holds one as JSON."""
+    """The cell as a list; a text may hold a list as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -144,17 +144,18 @@ def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _places(options: Any, num_images: int) -> Sequence[int]:
+def _options(options: Any, num_images: int) -> Sequence[int]:
+    """The image of each option; without options, option k is image k."""
     if options is None:
         return range(num_images)
     if isinstance(options, str) and not options.lstrip().startswith("["):
-        return option_places(split_options(options), num_images)
-    return option_places([str(option) for option in _list(options)], num_images)
+        return option_images(split_options(options), num_images)
+    return option_images([str(option) for option in _list(options)], num_images)
 
 
 def _answer(value: Any, style: Answer) -> int:
     if style == "letter":
-        return letter_place(value)
+        return letter_index(value)
     if value is None:
         raise SkipItem("no answer")
     text = str(value).strip().removesuffix(".0")

@@ -1,4 +1,4 @@
-"""Fetching the archives of COCO and Flickr8k: resumed where they broke off, checked, and unpacked as a whole."""
+"""Download the archives of COCO and Flickr8k: resumable, checked against published digests, unpacked atomically."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Archive:
     checksum: str
     """Published digest, as algorithm:hexadecimal."""
     holds: str
-    """The file or folder that is there once everything is unpacked."""
+    """The file or folder that exists once everything is unpacked."""
 
     @property
     def name(self) -> str:
@@ -53,12 +53,13 @@ class Archive:
 
 @dataclass(frozen=True)
 class Collection:
-    """Archives that belong together."""
+    """The archives of one data set, with its licence."""
 
     folder: str
     licence: str
     archives: tuple[Archive, ...]
     next: str
+    """Command to suggest afterwards."""
 
 
 _COCO_LICENCE = (
@@ -116,12 +117,12 @@ def download(
 ) -> None:
     """Download COCO's 2014 validation images (6 GB) or annotations (241 MB), or Flickr8k (1 GB), and unpack them.
 
-    What broke off is resumed by the same command. Archives are checked against their published digests.
+    The same command resumes an interrupted download. Archives are checked against their published digests.
 
     Args:
         name: what to download.
         output: folder to unpack into; data/coco or data/flickr8k if unset.
-        accept_licence: say that you have read the licence and accept it; without this only the licence is printed.
+        accept_licence: confirm that you have read the licence and accept it; otherwise only the licence is printed.
         url: folder of a mirror (http or https) that holds the same archives.
         keep_archives: keep the zip files after unpacking.
     """
@@ -150,16 +151,16 @@ def download(
 
 
 class _Interrupted(Exception):
-    """The transfer did not come to its end; another attempt may."""
+    """The transfer broke off; another attempt may succeed."""
 
 
 def fetch(url: str, path: Path, checksum: str) -> None:
     """Download a file to ``path``, which exists only once it is complete and its digest is the published one.
 
-    What has come so far is kept in ``<path>.part``, and ``<path>.part.json`` says of what it is a part.
+    A partial download is kept in ``<path>.part``, with its source in ``<path>.part.json``.
 
     Raises:
-        UserError: the address does not work, the transfer keeps breaking off, or the bytes are not the published ones.
+        UserError: the address does not work, the transfer keeps breaking off, or the digest is not the published one.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url} is no http or https address.")
@@ -184,12 +185,13 @@ def fetch(url: str, path: Path, checksum: str) -> None:
     part.discard()
     if fault:
         raise UserError(
-            f"{url}: what came {fault} and was deleted; the same command fetches it anew, or give a mirror with --url."
+            f"{url}: the download {fault} and was deleted; the same command fetches it again, or give a mirror with "
+            "--url."
         )
 
 
 def _transfer(part: _Part, report: Callable[[], None], console: Console) -> None:
-    """Go on until the part is the whole, with growing pauses after failures."""
+    """Download until the file is complete, with growing pauses after failures."""
     failures, most = 0, part.size
     while True:
         try:
@@ -209,13 +211,13 @@ def _transfer(part: _Part, report: Callable[[], None], console: Console) -> None
 
 
 class _Part:
-    """The file of what has come so far, with what the server said about the whole."""
+    """A partially downloaded file, with the server's validator and length of the complete one."""
 
     def __init__(self, path: Path, url: str) -> None:
         self.path = path
         self.url = url
         self.validator: str | None = None
-        """ETag or date by which the server knows whether the file is still the same."""
+        """ETag or date of the file, to detect that it has changed at the server."""
         self.total: int | None = None
         self._notes = path.with_name(path.name + ".json")
         self._recall()
@@ -231,10 +233,10 @@ class _Part:
                 raise ValueError
             self.validator, self.total = notes["validator"], notes["total"]
         except (OSError, ValueError, KeyError, TypeError):
-            self.discard()  # a part of nobody knows what
+            self.discard()  # of an unknown source
 
     def begin(self, validator: str | None, total: int | None) -> None:
-        """Start anew, with a file of which the server says this."""
+        """Start again from the first byte of a file with this validator and length."""
         self.discard()
         self.validator, self.total = validator, total
         with atomic_write(self._notes) as notes:
@@ -247,11 +249,11 @@ class _Part:
 
 
 def _continue(part: _Part, report: Callable[[], None]) -> None:
-    """One request for what is missing.
+    """Request the missing bytes once.
 
     Raises:
-        _Interrupted: it may work another time.
-        UserError: it will not.
+        _Interrupted: it failed, but another attempt may succeed.
+        UserError: no attempt can succeed.
     """
     headers = {"User-Agent": "lad_pl", "Accept-Encoding": "identity"}
     if part.size:
@@ -262,7 +264,7 @@ def _continue(part: _Part, report: Callable[[], None]) -> None:
         response = _opener().open(request.Request(part.url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # nothing lies behind what we have: it is the whole, or of another file
+        if error.code == 416:  # no bytes after those we have: the file is complete, or another one
             if _content_range(error.headers) == (None, part.size):
                 return
             part.discard()
@@ -286,7 +288,7 @@ def _continue(part: _Part, report: Callable[[], None]) -> None:
 
 
 def _begin_or_resume(part: _Part, status: int, headers: Message) -> None:
-    """Keep what there is if the server goes on where it ends, with the same file; otherwise begin anew."""
+    """Keep the part if the server continues it, with the same file; otherwise start again."""
     etag = headers.get("ETag")
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
     if status == 206:
@@ -300,7 +302,7 @@ def _begin_or_resume(part: _Part, status: int, headers: Message) -> None:
 
 
 def _content_range(headers: Message) -> tuple[int | None, int | None]:
-    """First byte and length of the whole in a Content-Range header; None where it does not say."""
+    """First byte and total length in a Content-Range header; None for what it lacks."""
     match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", headers.get("Content-Range", ""))
     first, total = match.groups() if match else (None, None)
     return (int(first) if first else None), (int(total) if total else None)
@@ -323,7 +325,7 @@ def _check_space(part: _Part) -> None:
 
 
 def _opener() -> request.OpenerDirector:
-    """HTTP and nothing else: no file, ftp or data address, neither at first nor by a redirect."""
+    """An opener for HTTP and HTTPS only: no file, ftp or data address, neither given nor by a redirect."""
     opener = request.OpenerDirector()
     for handler in (
         request.ProxyHandler,
@@ -339,7 +341,7 @@ def _opener() -> request.OpenerDirector:
 
 
 def _fault(path: Path, checksum: str) -> str | None:
-    """What is wrong with a file that is not the published one."""
+    """The error of a file whose digest is not the published one; None if it is."""
     algorithm, _, published = checksum.partition(":")
     with rich.progress.open(path, "rb", description=f"Checking {path.name}") as file:
         # Against accidents and a changed file, not against an attacker who could make two files of one MD5.
@@ -357,7 +359,7 @@ def _fault(path: Path, checksum: str) -> str | None:
 
 
 def unpack(path: Path, folder: Path, holds: str) -> int:
-    """Unpack a zip file into ``folder`` and return the number of files; ``holds`` appears last, when all is there.
+    """Unpack a zip file into ``folder`` and return the number of files; ``holds`` appears last, once all is unpacked.
 
     Raises:
         UserError: the archive is damaged, would write outside the folder, or there is no room.
@@ -380,14 +382,14 @@ def unpack(path: Path, folder: Path, holds: str) -> int:
             entry.replace(folder / entry.name)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         path.unlink()
-        raise UserError(f"{path} is damaged ({error}) and was deleted; the same command fetches it anew.") from error
+        raise UserError(f"{path} is damaged ({error}) and was deleted; the same command fetches it again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return sum(not member.is_dir() for member in members)
 
 
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
-    """Refuse what would leave the folder."""
+    """Refuse a member that would be written outside the folder."""
     name = PurePosixPath(member.filename.replace("\\", "/"))
     is_link = stat.S_ISLNK(member.external_attr >> 16)
     if name.is_absolute() or ".." in name.parts or ":" in member.filename or is_link:

@@ -1,4 +1,4 @@
-"""Hard negatives: for every anchor, the nearest images of a pool that do not show or say the same.
+"""Hard negatives: for every anchor, the nearest images of a pool with other categories and another caption.
 
 With image embeddings v, caption embeddings t (both of unit length) and category sets C, image p is a candidate for
 anchor a if ``t_a . t_p < max_text_similarity`` and C_p is not excluded by C_a; the candidates with the largest
@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Exclusion = Literal["subset", "identical"]
+from lad_pl.data.prepare.captions import Categories, Exclusion
+from lad_pl.data.prepare.clip_embeddings import Embeddings, progress
+from lad_pl.errors import UserError
 
 _BLOCK_ELEMENTS = 1 << 23
 """Anchors times pool images compared at once: 32 MB per float32 matrix, whatever the size of the pool."""
 _SPARE = 32
-"""Nearest images beyond k whose captions are looked at before all captions of the pool are."""
+"""Nearest images beyond k whose captions are compared first; only if they do not suffice, all of the pool's are."""
 _PAIRS = 1 << 13
 """Pairs ranked at once in double precision."""
 _TIE = 1e-5
-"""More than single precision can err in a product of two unit vectors."""
+"""More than the rounding error of single precision in a product of two unit vectors."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Pool:
 
 
 class Exclusions(NamedTuple):
-    """What becomes of the other images of the pool for one anchor."""
+    """How many of the other images of the pool are candidates for one anchor, and how many each rule excludes."""
 
     candidates: int
     same_categories: int
@@ -52,10 +54,10 @@ class Exclusions(NamedTuple):
 
 def category_bits(sets: Sequence[frozenset[int | str]]) -> Tensor:
     """Sets as rows of int64 words, one bit per category, so that sets are compared a word at a time."""
-    places = {category: place for place, category in enumerate(sorted(frozenset().union(*sets), key=str))}
-    rows = [place for row, members in enumerate(sets) for place in [row] * len(members)]
-    columns = [places[category] for members in sets for category in members]
-    words = torch.zeros(len(sets), max(1, -(-len(places) // 62)), dtype=torch.int64)
+    bits = {category: bit for bit, category in enumerate(sorted(frozenset().union(*sets), key=str))}
+    rows = [row for row, members in enumerate(sets) for _ in members]
+    columns = [bits[category] for members in sets for category in members]
+    words = torch.zeros(len(sets), max(1, -(-len(bits) // 62)), dtype=torch.int64)
     column = torch.tensor(columns, dtype=torch.int64)
     # Each bit is added at most once, so that adding is setting; 62 bits keep clear of the sign.
     words.index_put_((torch.tensor(rows, dtype=torch.int64), column // 62), 1 << column % 62, accumulate=True)
@@ -70,17 +72,18 @@ def nearest_candidates(
     exclude: Exclusion = "subset",
     report: Callable[[int], None] = lambda anchors: None,
 ) -> Tensor:
-    """Places of the k nearest candidates of each anchor, int64 (A, k), nearest first; -1 where there are fewer.
+    """Pool indices of the k nearest candidates of each anchor, int64 (A, k), nearest first.
 
-    Ties in similarity go to the earlier image of the pool, also where single precision would tell equal images apart.
+    A row is -1 throughout if the anchor has fewer than k candidates. Ties in similarity go to the earlier image of the
+    pool; they are found in double precision, as single precision can give equal images different similarities.
 
     Args:
         pool: the images.
-        anchors: places in the pool, (A,).
+        anchors: indices into the pool, (A,).
         k: negatives per anchor.
         max_text_similarity: captions at least as similar as this exclude an image.
         exclude: "subset" excludes images with all of the anchor's categories, "identical" those with the same set.
-        report: told how many anchors a finished block held.
+        report: called after each block with its number of anchors.
     """
     nearest = []
     for rows in torch.as_tensor(anchors, dtype=torch.int64).split(max(1, _BLOCK_ELEMENTS // max(1, len(pool)))):
@@ -99,11 +102,59 @@ def exclusions(pool: Pool, anchor: int, max_text_similarity: float = 0.9, exclud
     return Exclusions(len(pool) - 1 - same - also, same, also)
 
 
+class Miner:
+    """Finds the negatives of a pool's images.
+
+    Args:
+        embedded: embeddings of the pool's images, among others.
+        names: the P images of the pool.
+        categories: of the images, where they are known.
+        max_text_similarity: as in :func:`nearest_candidates`.
+        exclude: as in :func:`nearest_candidates`.
+    """
+
+    def __init__(
+        self,
+        embedded: Embeddings,
+        names: Sequence[str],
+        categories: Categories | None,
+        max_text_similarity: float,
+        exclude: Exclusion,
+    ) -> None:
+        rows = {name: row for row, name in enumerate(embedded.names)}
+        order = [rows[name] for name in names]
+        bits = None if categories is None else category_bits([categories[name] for name in names])
+        self.pool = Pool(embedded.images[order], embedded.texts[order], bits)
+        self.names, self.max_text_similarity, self.exclude = names, max_text_similarity, exclude
+
+    def negatives(self, anchors: Sequence[int], n: int) -> list[tuple[int, ...]]:
+        """The n - 1 negatives of each anchor, nearest first; anchors and negatives are indices into the pool.
+
+        Raises:
+            UserError: an anchor has too few candidates.
+        """
+        with progress() as bar:
+            task = bar.add_task(f"nearest images, N = {n}", total=len(anchors))
+            nearest = nearest_candidates(
+                self.pool, anchors, n - 1, self.max_text_similarity, self.exclude, lambda done: bar.advance(task, done)
+            )
+        short = [anchor for anchor, found in zip(anchors, nearest[:, 0].tolist(), strict=True) if found < 0]
+        if short:
+            found = exclusions(self.pool, short[0], self.max_text_similarity, self.exclude)
+            raise UserError(
+                f"{len(short)} of {len(anchors)} anchors have too few candidates for N = {n}: {self.names[short[0]]} "
+                f"has {found.candidates} of {n - 1}, as {found.same_categories} of the other {len(self.names) - 1} "
+                f"images have its categories and {found.similar_caption} a similar caption; enlarge the pool, or "
+                "change exclude or max_text_similarity."
+            )
+        return [tuple(row) for row in nearest.tolist()]
+
+
 def _block(pool: Pool, rows: Tensor, k: int, max_text_similarity: float, exclude: Exclusion) -> Tensor:
     similarity = pool.images[rows] @ pool.images.T
     similarity[excluded_by_category(pool.categories, rows, exclude, len(pool))] = -torch.inf
     similarity.scatter_(1, rows[:, None], -torch.inf)  # the anchor itself
-    # Few captions are alike: mostly those of a few nearest images are enough to know.
+    # Few captions are alike, so it mostly suffices to compare those of a few nearest images.
     size = min(k + _SPARE, len(pool))
     near, columns = similarity.topk(size)
     alike = torch.einsum("ad,amd->am", pool.texts[rows], pool.texts[columns]) >= max_text_similarity
@@ -122,7 +173,7 @@ def _block(pool: Pool, rows: Tensor, k: int, max_text_similarity: float, exclude
 
 
 def _bound(similarity: Tensor, k: int) -> Tensor:
-    """What the similarity of a row's k-th image could be in truth, at least; -inf where there is none."""
+    """Lower bound of the exact similarity of a row's k-th image; -inf where there is none."""
     if similarity.shape[1] < k:
         return torch.full((len(similarity),), -torch.inf)
     return similarity.topk(k).values[:, -1] - _TIE

@@ -12,8 +12,8 @@ from lad_pl.data.prepare.questions import (
     ImageFolder,
     SkipItem,
     check_order_free,
-    letter_place,
-    option_places,
+    letter_index,
+    option_images,
     pick,
     split_options,
 )
@@ -27,8 +27,8 @@ _LEAD = re.compile(rf"(?:please )?select from the following choices[.:]?|^candid
 def mmiu(annotations: str, images: str, output: str = "data/mmiu", tasks: list[str] | None = None) -> None:
     """Turn MMIU's items into annotation files, one per task and number of images.
 
-    An item fits if its options name every image once, and its question names none by its place. Retrieval with a query
-    image does not fit: the query is shown, but cannot be the answer.
+    An item fits if its options name every image once, and its question refers to no image by its position. Retrieval
+    with a query image does not fit: the query is shown, but cannot be the answer.
 
     Args:
         annotations: MMIU's list of items (all.json of FanqingM/MMIU-Benchmark, or the same as JSONL or Parquet).
@@ -40,7 +40,7 @@ def mmiu(annotations: str, images: str, output: str = "data/mmiu", tasks: list[s
     for column in ("task", "options", "question", "input_image_path", "output"):
         rows.require(column, "MMIU's annotations have it")
     folder = ImageFolder(images)
-    conversion = AnnotationWriter(annotations)
+    writer = AnnotationWriter(annotations)
     seen: dict[str, int] = {}
     for label, row in rows:
         task = str(row.get("task"))
@@ -51,18 +51,18 @@ def mmiu(annotations: str, images: str, output: str = "data/mmiu", tasks: list[s
         try:
             shown, index, caption = _read_item(row)
             names = [_find(path, folder) for path in shown]
-            conversion.add(task, name, names, index, caption)
+            writer.add(task, name, names, index, caption)
         except SkipItem as reason:
-            conversion.leave_out(f"{name}, {label}", reason)
+            writer.leave_out(f"{name}, {label}", reason)
     unknown = sorted(set(tasks or []) - set(seen))
     if unknown:
         raise UserError(f"{annotations} has no task '{unknown[0]}'; it has: {', '.join(sorted(seen))}.")
-    conversion.finish(output, folder.path)
+    writer.finish(output, folder.path)
 
 
 def _read_item(row: Mapping[str, Any]) -> tuple[list[str], int, str]:
     """Image paths, 0-based target and text of an item."""
-    answer = letter_place(row.get("output"))
+    answer = letter_index(row.get("output"))
     options, shown, question = row.get("options"), row.get("input_image_path"), row.get("question")
     if not isinstance(options, str) or not options.strip():
         raise SkipItem("no options")
@@ -70,14 +70,14 @@ def _read_item(row: Mapping[str, Any]) -> tuple[list[str], int, str]:
         raise SkipItem("fewer than two images")
     if not isinstance(question, str) or not question.strip():
         raise SkipItem("no question")
-    index = pick(option_places(split_options(options), len(shown)), answer)
+    index = pick(option_images(split_options(options), len(shown)), answer)
     caption = "\n".join(filter(None, [_context(str(row.get("context") or ""), options), question.strip()]))
     check_order_free(caption)
     return shown, index, caption
 
 
 def _context(context: str, options: str) -> str:
-    """The context without the options, which it repeats: the prompt has its own way to name the images.
+    """The context without the options, which it repeats: the prompt has its own identifiers.
 
     >>> _context("Judge the photos.\\nSelect from the following choices.\\nA: the first image", "A: the first image")
     'Judge the photos.'
@@ -88,6 +88,6 @@ def _context(context: str, options: str) -> str:
 
 
 def _find(path: str, folder: ImageFolder) -> str:
-    """MMIU's paths begin with the folder of the kind of task, which not every copy of the images has."""
+    """The image of a path, whose first folder (the kind of task) not every copy of the images has."""
     parts = PurePosixPath(path).parts
     return folder.find(path, *([str(PurePosixPath(*parts[1:]))] if len(parts) > 1 and parts[0] != "/" else []))

@@ -11,8 +11,8 @@ from lad_pl.data.prepare.questions import (
     ImageFolder,
     SkipItem,
     check_order_free,
-    letter_place,
-    option_places,
+    letter_index,
+    option_images,
     pick,
     store_image,
 )
@@ -31,8 +31,8 @@ def muirbench(
 ) -> None:
     """Turn MuirBench's items into annotation files, one per task and number of images; write their images as files.
 
-    An item fits if every option is an image, but for "None of the choices provided", which every item has and which is
-    dropped: items whose answer it is (the unanswerable counterparts) are left out, and so are images in the question.
+    An item fits if every option is an image, except "None of the choices provided", which every item has and which is
+    dropped. Items with that answer (the unanswerable counterparts) or with an image in the question are left out.
 
     Args:
         dataset: id on the Hugging Face hub, local folder of it, or a Parquet file.
@@ -44,7 +44,7 @@ def muirbench(
     for column in ("idx", "task", "question", "options", "answer", "image_list"):
         rows.require(column, "MuirBench has it")
     folder = ImageFolder(Path(output) / "images")
-    conversion = AnnotationWriter(dataset)
+    writer = AnnotationWriter(dataset)
     seen = set()
     for label, row in rows:
         task = str(row.get("task"))
@@ -54,13 +54,13 @@ def muirbench(
         try:
             shown, index = _read_item(row)
             names = [store_image(image, given=folder, embedded=folder) for image in shown]
-            conversion.add(task, str(row.get("idx")), names, index, row["question"].strip())
+            writer.add(task, str(row.get("idx")), names, index, row["question"].strip())
         except SkipItem as reason:
-            conversion.leave_out(f"{label}, idx {row.get('idx')}", reason)
+            writer.leave_out(f"{label}, idx {row.get('idx')}", reason)
     unknown = sorted(set(tasks or []) - seen)
     if unknown:
         raise UserError(f"{dataset} has no task '{unknown[0]}'; it has: {', '.join(sorted(seen))}.")
-    conversion.finish(output, folder.path)
+    writer.finish(output, folder.path)
 
 
 def _read_item(row: Mapping[str, Any]) -> tuple[list[Any], int]:
@@ -68,15 +68,15 @@ def _read_item(row: Mapping[str, Any]) -> tuple[list[Any], int]:
     options, shown, question = row.get("options"), row.get("image_list"), row.get("question")
     if not isinstance(options, list) or not isinstance(shown, list) or not isinstance(question, str):
         raise SkipItem("no options, images or question")
-    right = pick(range(len(options)), letter_place(row.get("answer")))
-    named = [place for place, option in enumerate(options) if str(option).strip().rstrip(".").lower() != _NONE]
-    if right not in named:
+    correct = pick(range(len(options)), letter_index(row.get("answer")))
+    shown_options = [index for index, option in enumerate(options) if str(option).strip().rstrip(".").lower() != _NONE]
+    if correct not in shown_options:
         raise SkipItem("unanswerable (the answer is 'None of the choices provided')")
-    if any(str(options[place]).strip() != _IMAGE for place in named):
+    if any(str(options[index]).strip() != _IMAGE for index in shown_options):
         raise SkipItem("the options are texts, not the images")
     if _IMAGE in question:
         raise SkipItem("an image in the question, which cannot be the answer")
     check_order_free(question)
-    if len(named) < 2:
+    if len(shown_options) < 2:
         raise SkipItem("fewer than two images")
-    return shown, option_places([_IMAGE] * len(named), len(shown))[named.index(right)]
+    return shown, option_images([_IMAGE] * len(shown_options), len(shown))[shown_options.index(correct)]

@@ -1,4 +1,4 @@
-"""The published repository's pickles of captions and categories, read without running anything they contain."""
+"""Safe reading of the published repository's pickles of captions and categories: they cannot run code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from lad_pl.errors import UserError
 
-# Protocols below 3 call the module of the built-in types by its Python 2 name.
+# Protocols below 3 use the Python 2 name of the module builtins.
 _ALLOWED: dict[tuple[str, str], Any] = {
     **{
         (module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (set, frozenset, list, dict)
@@ -20,11 +20,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows plain containers only; everything that could run code has to be looked up here first."""
+    """Resolves plain containers only; anything that could run code would have to be resolved here first."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return _ALLOWED[module, name]
 
 
@@ -32,7 +32,7 @@ def read_pickle(path: str | Path) -> Any:
     """Unpickle a file of plain values: dicts, lists, sets, tuples, texts and numbers.
 
     Raises:
-        UserError: the file is missing, no pickle, or asks for anything else to be imported.
+        UserError: the file is missing, no pickle, or refers to any other class or function.
     """
     try:
         with Path(path).open("rb") as file:

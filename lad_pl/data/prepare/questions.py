@@ -1,9 +1,8 @@
-"""Questions whose answer is one of the images: what fits, what is left out and why, and the files written."""
+"""Benchmark items whose answer is one of their images: which items fit, and the annotation files made of them."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -14,10 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from lad_pl.data.annotations import write_annotations
-from lad_pl.data.images import FORMATS, UNREADABLE, open_image
+from lad_pl.data.prepare.pictures import picture_format, write_picture
 from lad_pl.errors import UserError
 from lad_pl.files import atomic_write
 from lad_pl.prompts.template import identifiers
@@ -28,9 +24,9 @@ QUESTION_TEMPLATE = (
 )
 """The paper's base prompt with a question in place of the caption."""
 
-_PLACES = {word: place for place, word in enumerate(identifiers("words", 26))} | {"forth": 3}
+_ORDINALS = {word: index for index, word in enumerate(identifiers("words", 26))} | {"forth": 3}
 _PICTURE = r"(?:image|picture|photo|photograph|figure)"
-_ORDINAL = rf"(?:{'|'.join(sorted(_PLACES, key=len, reverse=True))}|\d+(?:st|nd|rd|th))"
+_ORDINAL = rf"(?:{'|'.join(sorted(_ORDINALS, key=len, reverse=True))}|\d+(?:st|nd|rd|th))"
 _NAME = re.compile(rf"(?:the )?(?:({_ORDINAL}) {_PICTURE}|{_PICTURE} ?#?(\d+|[a-z])|([a-z]))\.?", re.IGNORECASE)
 _POSITION = rf"(?:{_ORDINAL}|last|next|previous|left|right|other)"
 _NUMBER = "(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve)"
@@ -42,11 +38,11 @@ _OPTION = re.compile(r"\(?([A-Z])\)?\s*(?:[:.)]|$)\s*(.*)")
 
 
 DEFAULT_PERMUTATIONS = 5
-"""T of the shipped configurations; two images do not have so many orders."""
+"""T of the shipped configurations; two images have fewer permutations."""
 
 
 class SkipItem(Exception):
-    """An item cannot become a sample; the message is the reason, the same for all items that it holds for."""
+    """An item cannot become a sample; the message is the reason, worded alike for all such items."""
 
 
 # ------------------------------------------------------------------------------------------------ options and answer
@@ -64,35 +60,35 @@ def split_options(text: str) -> list[str]:
     options: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         match = _OPTION.fullmatch(line)
-        if match is None or letter_place(match[1]) != len(options):
+        if match is None or letter_index(match[1]) != len(options):
             raise SkipItem("the options are not lettered A, B, C, ... line by line")
         options.append(match[2].strip())
     return options
 
 
-def option_places(options: Sequence[str], num_images: int) -> list[int]:
-    """The 0-based image that each option names; every image is named by exactly one option.
+def option_images(options: Sequence[str], num_images: int) -> list[int]:
+    """The 0-based image that each option names; every image must be named by exactly one option.
 
-    An option names an image by its place ("the second image", "Image 2", "Figure 2"), or stands for the image in its
-    own place ("<image>", its letter, or nothing).
+    An option names an image by its position ("the second image", "Image 2", "Figure 2"), or is the image at the
+    option's own position ("<image>", its letter, or nothing).
 
-    >>> option_places(["The second image", "The first image"], 2)
+    >>> option_images(["The second image", "The first image"], 2)
     [1, 0]
 
     Raises:
-        SkipItem: there are more images than options (a query image, say) or the reverse, or options are something else.
+        SkipItem: the numbers of images and options differ (a query image, say), or an option is something else.
     """
     if len(options) < num_images:
         raise SkipItem("more images than options (images that are shown, but cannot be the answer)")
     if len(options) > num_images:
         raise SkipItem("more options than images")
-    places = [_named_place(option.strip(), own) for own, option in enumerate(options)]
-    if sorted(places) != list(range(num_images)):
+    images = [_named_image(option.strip(), own) for own, option in enumerate(options)]
+    if sorted(images) != list(range(num_images)):
         raise SkipItem("the options do not name every image once")
-    return places
+    return images
 
 
-def _named_place(option: str, own: int) -> int:
+def _named_image(option: str, own: int) -> int:
     if option in ("", "<image>"):
         return own
     match = _NAME.fullmatch(option)
@@ -100,14 +96,14 @@ def _named_place(option: str, own: int) -> int:
         raise SkipItem("the options are texts, not the images")
     ordinal, number, letter = match.groups()
     if letter or (number and number.isalpha()):
-        return letter_place(letter or number)
+        return letter_index(letter or number)
     if number:
         return int(number) - 1
-    return _PLACES[ordinal.lower()] if ordinal.lower() in _PLACES else int(re.sub(r"\D", "", ordinal)) - 1
+    return _ORDINALS[ordinal.lower()] if ordinal.lower() in _ORDINALS else int(re.sub(r"\D", "", ordinal)) - 1
 
 
-def letter_place(letter: Any) -> int:
-    """The 0-based place of an answer's letter: ``A``, ``(A)``, ``A.`` or ``A:``.
+def letter_index(letter: Any) -> int:
+    """The 0-based index of an option's letter: ``A``, ``(A)``, ``A.`` or ``A:``.
 
     Raises:
         SkipItem: there is no answer, or it is no letter.
@@ -121,35 +117,39 @@ def letter_place(letter: Any) -> int:
 
 
 def check_order_free(question: str) -> None:
-    """Refuse a question that speaks of an image by its place: under another order of the images it would be another.
+    """Refuse a question that refers to an image by its position, as permuting the images would change its meaning.
 
     Raises:
-        SkipItem: it does.
+        SkipItem: it does, or it has characters that UTF-8 cannot encode.
     """
     if _MENTION.search(question):
-        raise SkipItem("the question speaks of an image by its place, which changes with the order of the images")
+        raise SkipItem("the question refers to an image by its position, which changes with the order of the images")
     try:
         question.encode()
     except UnicodeEncodeError as error:
         raise SkipItem("the question has characters that cannot be written") from error
 
 
-def pick(places: Sequence[int], answer: int) -> int:
-    """The image of the right option.
+def pick(images: Sequence[int], answer: int) -> int:
+    """The image of the correct option.
+
+    Args:
+        images: the image of each option, as :func:`option_images` gives them.
+        answer: 0-based index of the correct option.
 
     Raises:
         SkipItem: there is no such option.
     """
-    if not 0 <= answer < len(places):
+    if not 0 <= answer < len(images):
         raise SkipItem("the answer is none of the options")
-    return places[answer]
+    return images[answer]
 
 
 # ---------------------------------------------------------------------------------------------------------- images
 
 
 class ImageFolder:
-    """The folder that image names are relative to; every image is decoded once, so that a broken one is found here."""
+    """The folder that image names are relative to. Every image is decoded once, to find broken files."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -157,10 +157,10 @@ class ImageFolder:
         self._stored: dict[str, str] = {}
 
     def find(self, *candidates: str) -> str:
-        """The first of the paths that is an image in this folder, as a name relative to it.
+        """The first of some paths that is a file, as an image name relative to this folder.
 
         Raises:
-            SkipItem: it lies outside, is missing, or cannot be read.
+            SkipItem: a path leads outside the folder, no file exists, or it is no image.
         """
         names = [os.path.relpath(os.path.normpath(self.path / path), self.path) for path in candidates]
         if any(name == ".." or name.startswith(f"..{os.sep}") for name in names):
@@ -170,6 +170,8 @@ class ImageFolder:
             raise SkipItem(f"an image file is missing in {self.path}")
         name = Path(found[0]).as_posix()
         if name not in self._checked:
+            from lad_pl.data.images import open_image
+
             try:
                 open_image(self.path / name)
             except UserError as error:
@@ -178,16 +180,18 @@ class ImageFolder:
         return name
 
     def store(self, content: bytes) -> str:
-        """Write an embedded image as a file, once, byte for byte as it is; returns its name.
+        """Write an embedded image to a file named by its content; returns the name.
 
         Raises:
-            SkipItem: it cannot be decoded.
+            SkipItem: the image cannot be decoded.
         """
         digest = hashlib.sha256(content).hexdigest()[:20]
         if digest not in self._stored:
-            name = f"{digest}.{_image_format(content)}"
-            with atomic_write(self.path / name) as partial:
-                partial.write_bytes(content)
+            kind = picture_format(content, decode=True)
+            if kind is None:
+                raise SkipItem("an embedded image cannot be read")
+            name = f"{digest}.{kind.lower()}"
+            write_picture(content, self.path / name)
             self._stored[digest] = name
         return self._stored[digest]
 
@@ -207,20 +211,11 @@ def store_image(image: Any, given: ImageFolder, embedded: ImageFolder) -> str:
     return given.find(path)
 
 
-def _image_format(content: bytes) -> str:
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.load()
-            return str(image.format).lower()
-    except UNREADABLE as error:
-        raise SkipItem("an embedded image cannot be read") from error
-
-
 # ---------------------------------------------------------------------------------------------------------- output
 
 
 class AnnotationWriter:
-    """Samples as they come in and items left out; in the end an annotation file per task and number of images."""
+    """Collects samples and the reasons for items left out; writes an annotation file per task and number of images."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -229,15 +224,15 @@ class AnnotationWriter:
         self._ids: set[str] = set()
 
     def add(self, task: str, name: str, images: Sequence[str], index: int | None, caption: str) -> None:
-        """One sample.
+        """Add a sample.
 
         Raises:
-            SkipItem: its id came before, or it shows an image twice.
+            SkipItem: its id is taken, or it shows an image twice.
         """
         if name in self._ids:
             raise SkipItem("an id that came before")
         if len(set(images)) < len(images):
-            raise SkipItem("the same image twice, so that the right answer would be ambiguous")
+            raise SkipItem("the same image twice, so that the correct answer would be ambiguous")
         self._ids.add(name)
         sample: dict[str, Any] = {"id": name, "image_ids": list(images), "caption": caption}
         if index is not None:
@@ -248,22 +243,24 @@ class AnnotationWriter:
         """Count an item that is no sample."""
         self._left_out[str(reason)].append(name)
 
-    def finish(self, output: str | Path, images: Path, asks: bool = True) -> None:
-        """Write the annotation files, a configuration for each, and say what was done.
+    def finish(self, output: str | Path, images: Path, questions: bool = True) -> None:
+        """Write the annotation files and a configuration for each; print what was written and what left out.
 
         Args:
             output: folder to write to.
             images: the folder that the image names are relative to.
-            asks: the texts are questions rather than captions.
+            questions: the texts are questions rather than captions.
 
         Raises:
             UserError: no item is left.
         """
+        from lad_pl.data.annotations import write_annotations
+
         left_out = sum(map(len, self._left_out.values()))
         reasons = sorted(self._left_out.items(), key=lambda reason: -len(reason[1]))
-        told = [f"{len(names):,}: {reason} (first: {names[0]})" for reason, names in reasons]
+        lines = [f"{len(names):,}: {reason} (first: {names[0]})" for reason, names in reasons]
         if not self._samples:
-            raise UserError(f"{self.source}: none of {left_out:,} items can be used. " + "; ".join(told) + ".")
+            raise UserError(f"{self.source}: none of {left_out:,} items can be used. " + "; ".join(lines) + ".")
         count = sum(map(len, self._samples.values()))
         print(f"{self.source}: {count:,} of {count + left_out:,} items have one of their images as the answer.")
         stems = {task: re.sub(r"[^\w.+-]+", "_", task) for task, _ in self._samples}
@@ -275,29 +272,29 @@ class AnnotationWriter:
             path = Path(output) / f"{stems[task]}_{num_images}.json"
             write_annotations(path, samples)
             with atomic_write(path.with_suffix(".yaml")) as partial:
-                partial.write_text(_configuration(path, images, num_images, asks), encoding="utf-8")
+                partial.write_text(_configuration(path, images, num_images, questions), encoding="utf-8")
             print(f"  {path}: {len(samples):,} samples of {num_images} images")
-        if told:
+        if lines:
             print(f"Left out {left_out:,}:")
-            print("\n".join(f"  {line}" for line in told))
+            print("\n".join(f"  {line}" for line in lines))
         print(
             f"Next: python -m lad_pl fit --config configs/qwen.yaml --config "
             f"{shlex.quote(str(path.with_suffix('.yaml')))} --trainer.default_root_dir checkpoints/{path.stem}"
         )
 
 
-def _configuration(annotations: Path, images: Path, num_images: int, asks: bool) -> str:
-    """What a model's configuration lacks: the data, and the prompt of a question. JSON's strings are YAML's too."""
+def _configuration(annotations: Path, images: Path, num_images: int, questions: bool) -> str:
+    """YAML to add to a model's configuration: the data, and the prompt if texts are questions."""
     lines = [
         "data:",
         "  class_path: lad_pl.data.MultiImageData",
         "  init_args:",
-        f"    annotations: {json.dumps(annotations.as_posix())}",
+        f"    annotations: {json.dumps(annotations.as_posix())}",  # a JSON string is a YAML string
         f"    images: {json.dumps(images.as_posix())}",
     ]
-    orders = math.factorial(num_images)
-    if orders < DEFAULT_PERMUTATIONS:
-        lines.append(f"    num_permutations: {orders}  # {num_images} images have no more orders")
-    if asks:
+    permutations = math.factorial(num_images)
+    if permutations < DEFAULT_PERMUTATIONS:
+        lines.append(f"    num_permutations: {permutations}  # {num_images} images have no more orders")
+    if questions:
         lines += ["model:", "  prompt:", f"    template: {json.dumps(QUESTION_TEMPLATE)}"]
     return "\n".join(lines) + "\n"

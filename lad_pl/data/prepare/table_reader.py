@@ -13,11 +13,12 @@ from typing import Any
 import rich.progress
 
 from lad_pl.errors import UserError
+from lad_pl.files import read_json
 
 
 @dataclass
 class Rows:
-    """The rows of a table, each with a label to name it by."""
+    """The rows of a table, each with a label for error messages, such as ``row 3``."""
 
     source: str
     columns: list[str]
@@ -28,7 +29,7 @@ class Rows:
 
     @property
     def name(self) -> str:
-        """What the table is called, without folder and ending."""
+        """Name of the table, without folder and file ending."""
         path = Path(self.source)
         return path.stem if path.is_file() else path.name
 
@@ -38,7 +39,7 @@ class Rows:
             yield f"{self.unit} {number}", row
 
     def require(self, column: str, hint: str) -> None:
-        """Raise a UserError unless there is such a column."""
+        """Raise a UserError with ``hint`` unless the table has the column."""
         if column not in self.columns:
             raise UserError(f"{self.source} has no column '{column}' ({hint}); it has: {', '.join(self.columns)}.")
 
@@ -47,7 +48,7 @@ def read_rows(source: str, split: str | None = None, subset: str | None = None) 
     """The rows of a file, a folder, or a data set of the Hugging Face hub.
 
     Raises:
-        UserError: there is no such thing, or it is malformed (with the line).
+        UserError: it does not exist, has no rows, or is malformed (with the line).
     """
     path = Path(source)
     readers = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
@@ -90,12 +91,7 @@ def _read_jsonl(path: Path) -> Rows:
 
 
 def _read_json(path: Path) -> Rows:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise
-        raise UserError(f"{path} is not valid JSON: {error}. One object per line? Name it .jsonl.") from error
+    entries = read_json(path, "One object per line? Name it .jsonl.")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{path} must hold a JSON list of objects.")
     return Rows(str(path), _keys(entries), len(entries), entries, "item", first=0)
@@ -122,14 +118,14 @@ def _read_parquet(path: Path) -> Rows:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is no whole Parquet file: {error}") from error
-    # A few rows at a time: they may carry their images.
+        raise UserError(f"{path} is no complete Parquet file: {error}") from error
+    # A few rows at a time, as they may contain images.
     rows = (row for batch in file.iter_batches(batch_size=16) for row in batch.to_pylist())
     return Rows(str(path), file.schema_arrow.names, file.metadata.num_rows, rows)
 
 
 def _read_data_set(source: str, split: str | None, subset: str | None) -> Rows:
-    """A data set's rows as they are stored: images are not decoded. Its code, if it has any, is never run."""
+    """A data set's rows, with undecoded images. A data set's own code is never run."""
     import datasets
 
     folder = Path(source)
@@ -143,12 +139,12 @@ def _read_data_set(source: str, split: str | None, subset: str | None) -> Rows:
             f"The Hugging Face hub cannot be reached for {source}. Where it can, type `hf download --repo-type dataset "
             f"{source} --local-dir my_folder`; then give my_folder in place of {source}."
         ) from error
-    except Exception as error:  # the library raises whatever its readers raise
+    except Exception as error:  # the readers of the many formats raise many kinds
         raise UserError(f"The data set {source} cannot be loaded: {' '.join(str(error).split())}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if (split is None and len(loaded) > 1) or (split is not None and split not in loaded):
-            asked = f"no split '{split}'" if split else "several splits"
-            raise UserError(f"{source} has {asked}; choose with --split: {', '.join(loaded)}.")
+            found = f"no split '{split}'" if split else "several splits"
+            raise UserError(f"{source} has {found}; choose with --split: {', '.join(loaded)}.")
         loaded = loaded[split or next(iter(loaded))]
     batches = loaded.with_format("arrow").iter(batch_size=16)
     rows = (row for batch in batches for row in batch.to_pylist())

@@ -1,7 +1,7 @@
-"""LLaVA-OneVision-1.5: RICE-ViT's image features in front of Qwen3.
+"""LLaVA-OneVision-1.5: a RICE-ViT vision tower and a Qwen3 decoder.
 
-The published checkpoints bring Python code for transformers 4 that transformers 5 cannot run; these classes read the
-same files. Unlike that code, the tower gives an image the same features whatever images share the call.
+The published checkpoints come with Python code for transformers 4 that transformers 5 cannot run; these classes load
+the same files. Unlike that code, the tower gives an image the same features whatever other images are in the call.
 """
 
 from typing import Any
@@ -36,14 +36,14 @@ from lad_pl.vlm.families.rice_vit import RiceViT, RiceViTConfig
 
 
 class LLaVAOneVision1_5TextConfig(Qwen3Config):
-    """Qwen3's configuration under the name that the published files give it."""
+    """Qwen3's configuration, under the model type of the published files."""
 
     model_type = "LLaVAOneVision1_5_text"
     base_config_key = "text_config"
 
 
 class LLaVAOneVision1_5Config(PreTrainedConfig):
-    """Configuration of both halves and the ids of the tokens that stand for images."""
+    """Configuration of vision tower and decoder, and the ids of the image tokens."""
 
     model_type = "llavaonevision1_5"
     sub_configs_defaults = {  # noqa: RUF012
@@ -62,12 +62,12 @@ class LLaVAOneVision1_5Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        # transformers 4 wrote its own default (tied) here; what holds is the text model's setting.
+        # Published files have transformers 4's default (tied) here; the text model's setting is the correct one.
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
 
 class LLaVAOneVision1_5_PreTrainedModel(PreTrainedModel):
-    """What both model classes declare to transformers."""
+    """Attributes of both model classes that transformers reads."""
 
     config: LLaVAOneVision1_5Config
     base_model_prefix = "model"
@@ -78,7 +78,7 @@ class LLaVAOneVision1_5_PreTrainedModel(PreTrainedModel):
 
 
 class LLaVAOneVision1_5_Model(LLaVAOneVision1_5_PreTrainedModel):
-    """Tower and decoder, without the output layer."""
+    """Vision tower and decoder, without the output layer."""
 
     def __init__(self, config: LLaVAOneVision1_5Config) -> None:
         super().__init__(config)
@@ -134,11 +134,11 @@ class LLaVAOneVision1_5_Model(LLaVAOneVision1_5_PreTrainedModel):
         images = () if image_output is None else tuple(image_output.pooler_output)
         if input_ids is not None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-            # What follows a cached prompt is the model's own words, and those may be any token.
+            # Tokens that follow a cached prompt are generated, and may be any token.
             if images or past_key_values is None or past_key_values.get_seq_length() == 0:
                 inputs_embeds = self._show_images(input_ids, inputs_embeds, images)
         elif images:
-            raise ValueError("Images need input_ids: the image tokens say where they go.")
+            raise ValueError("Images need input_ids, whose image tokens they replace.")
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -148,7 +148,7 @@ class LLaVAOneVision1_5_Model(LLaVAOneVision1_5_PreTrainedModel):
         )
 
     def _show_images(self, input_ids: Tensor, embeds: Tensor, images: tuple[Tensor, ...]) -> Tensor:
-        """``embeds`` (B, S, D) with the images' features at the image tokens."""
+        """``embeds`` (B, S, D) with the image features in place of the image tokens'."""
         if (input_ids == self.config.video_token_id).any():
             raise ValueError("The prompt holds video tokens; LLaVA-OneVision-1.5 is implemented for images only.")
         is_image = input_ids == self.config.image_token_id
@@ -215,9 +215,9 @@ class LLaVAOneVision1_5_ForConditionalGeneration(LLaVAOneVision1_5_PreTrainedMod
 
 
 def register() -> None:
-    """Let transformers' Auto classes load published folders without their Python code.
+    """Register the classes with transformers' Auto classes, so that published folders load without their Python code.
 
-    Does nothing where the model type is known already: from an earlier call, or because transformers has come to bring
+    Does nothing if the model type is registered already: by an earlier call, or by a version of transformers that has
     the model itself.
     """
     if LLaVAOneVision1_5Config.model_type in CONFIG_MAPPING:

@@ -16,7 +16,7 @@ ROTARY_BASE = 10000.0
 
 
 class RiceViTConfig(PreTrainedConfig):
-    """Shape of the tower; ``text_hidden_size`` is the width of the features it hands to the language model."""
+    """Shape of the tower; ``text_hidden_size`` is the width of its output features."""
 
     model_type = "rice_vit"
     base_config_key = "vision_config"
@@ -61,7 +61,7 @@ class RiceBlock(nn.Module):
     def forward(
         self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, position_embeddings: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Hidden states (S, D) of all images in a row to the next (S, D); ``cu_seqlens`` says where images begin."""
+        """Hidden states (S, D) of all images in a row to the next (S, D); images begin at ``cu_seqlens``."""
         hidden = hidden + self.attn(self.norm1(hidden), cu_seqlens, position_embeddings, max_seqlen)
         return hidden + self.mlp(self.norm2(hidden))
 
@@ -85,12 +85,12 @@ class RicePatchMerger(nn.Module):
 
 
 class RiceViT(PreTrainedModel):
-    """The tower. Every image is encoded by itself, whatever shares the call with it."""
+    """The vision tower. Every image is encoded independently of the others in the call."""
 
     config: RiceViTConfig
     main_input_name = "pixel_values"
     input_modalities = "image"
-    # Whole on one device: the class token's parameters belong to no block, and the tower is small beside the decoder.
+    # Not split over devices: the class token's parameters belong to no block, and the tower is small.
     _no_split_modules = ["RiceViT"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True

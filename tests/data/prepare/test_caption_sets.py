@@ -86,7 +86,7 @@ def test_the_published_sets_to_the_last_file_name(tmp_path, monkeypatch):
 
 
 def test_the_published_draws_are_those_of_the_global_generator():
-    """The order in which the published code asks Python's generator, on names instead of places."""
+    """The published code's calls of Python's generator, on names instead of indices."""
     import random
 
     names = [f"{number:03d}" for number in range(60)]
@@ -126,10 +126,10 @@ def test_sets_of_the_right_kind(data, clip, capsys):
                 if difficulty == "adversarial":
                     others = set(sample.images) - {entry["target"]}
                     assert all(sets[name] != sets[entry["target"]] for name in others)
-    told = capsys.readouterr().out
-    assert "40 images with 80 captions; the first of each image is used." in told
-    assert "Embeddings: 40 computed, 0 taken from before" in told
-    assert f"--data.annotations {data['output']}/annotations_4_1_random.json --data.images {data['images']}" in told
+    printed = capsys.readouterr().out
+    assert "40 images with 80 captions; the first of each image is used." in printed
+    assert "Embeddings: 40 computed, 0 taken from before" in printed
+    assert f"--data.annotations {data['output']}/annotations_4_1_random.json --data.images {data['images']}" in printed
 
 
 def test_the_same_distinct_anchors_everywhere(data, clip):
@@ -176,13 +176,13 @@ def test_flickr_and_any_table(data, clip, tmp_path, capsys):
     with pytest.raises(UserError, match=r"1 images with a caption but no file in .*2258277193.*--missing_images drop"):
         flickr8k(str(tmp_path / "Flickr8k.token.txt"), **place, model=clip, **SMALL)
     flickr8k(str(tmp_path / "Flickr8k.token.txt"), **place, model=clip, **SMALL, missing_images="drop")
-    told = capsys.readouterr().out
-    assert "Left out: 1 images with a caption but no file" in told and "No categories" in told
+    printed = capsys.readouterr().out
+    assert "Left out: 1 images with a caption but no file" in printed and "No categories" in printed
 
-    rows = [{"file": name, "says": text} for name, text in texts.items()]
+    rows = [{"file": name, "text": text} for name, text in texts.items()]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     place["output"] = str(tmp_path / "table")
-    captions(str(tmp_path / "rows.jsonl"), **place, image_column="file", caption_column="says", model=clip, **SMALL)
+    captions(str(tmp_path / "rows.jsonl"), **place, image_column="file", caption_column="text", model=clip, **SMALL)
     for n in (4, 6):
         for difficulty in ("random", "adversarial"):
             name = f"annotations_{n}_1_{difficulty}.json"
@@ -245,7 +245,7 @@ def test_missing_broken_and_uncaptioned_images(data, clip, capsys):
         coco(**data, model=clip, **SMALL, missing_images="drop", compat=compat)
         shown = {name for n in (4, 6) for entry in annotations(data, n, "random") for name in entry["image_ids"]}
         assert not shown & {f"noise_00{number}.png" for number in (1, 2, 3, 4)} and "extra.png" not in shown
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in (
         "Left out: 1 images without a caption, the first is noise_001.png.",
         f"Left out: 1 images with a caption but no file in {photos}, the first is noise_002.png.",
@@ -253,8 +253,8 @@ def test_missing_broken_and_uncaptioned_images(data, clip, capsys):
         "Left out: 1 broken images, the first is noise_003.png",
         "Pool: 36 images",
     ):
-        assert told.count(line) == 2
-    assert f"Not used: 2 files in {photos} that the captions do not name." in told
+        assert printed.count(line) == 2
+    assert f"Not used: 2 files in {photos} that the captions do not name." in printed
 
 
 def test_files_that_do_not_belong_together(data, clip):

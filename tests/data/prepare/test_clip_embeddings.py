@@ -80,11 +80,11 @@ def test_taken_up_after_an_interruption_and_used_again(tmp_path, photos, spec, m
 
 
 def test_only_what_changed_is_computed_again(tmp_path, photos, spec):
-    asked = captions(photos)
-    before = embed(asked, photos, tmp_path / "store", spec)
-    asked["noise_003.png"] = "Something else"
+    requested = captions(photos)
+    before = embed(requested, photos, tmp_path / "store", spec)
+    requested["noise_003.png"] = "Something else"
     write_noise_images(photos, 1, sizes=((33, 33),), seed=9)  # another noise_000.png
-    after = embed(asked, photos, tmp_path / "store", spec)
+    after = embed(requested, photos, tmp_path / "store", spec)
     assert after.computed == 2
     changed = (before.texts != after.texts).any(1) | (before.images != after.images).any(1)
     assert changed.nonzero()[:, 0].tolist() == [0, 3]
@@ -192,17 +192,17 @@ def test_an_unreachable_hub_says_how_to_name_a_file(monkeypatch):
 
 def test_openai_weights_get_their_activation(monkeypatch, clip_folder):
     """open_clip would only warn that ViT-L-14 has another one, and compute something else."""
-    asked = {}
+    forced = {}
 
     def create(model, pretrained, **keywords):
-        asked[model, pretrained] = keywords["force_quick_gelu"]
+        forced[model, pretrained] = keywords["force_quick_gelu"]
         return torch.nn.Identity(), None
 
     monkeypatch.setattr(open_clip, "create_model_from_pretrained", create)
     load_clip(ClipSpec("ViT-L-14", "openai"))
     load_clip(ClipSpec("ViT-L-14", "laion2b_s32b_b82k"))
     load_clip(ClipSpec("ViT-L-14", str(clip_folder / "open_clip_model.safetensors")))
-    assert list(asked.values()) == [True, False, False]
+    assert list(forced.values()) == [True, False, False]
 
 
 class Harmful:

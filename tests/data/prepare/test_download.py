@@ -46,7 +46,7 @@ class Host:
         self.length = True
         self.statuses: list[int] = []
         """Answers of the next requests, before any file is sent."""
-        self.asked: list[tuple[str | None, str | None]] = []
+        self.requests: list[tuple[str | None, str | None]] = []
         """Range and If-Range of every request."""
         self.sent = 0
         self.redirect: str | None = None
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         host, wanted = self.host, self.headers.get("Range")
-        host.asked.append((wanted, self.headers.get("If-Range")))
+        host.requests.append((wanted, self.headers.get("If-Range")))
         content = host.files.get(self.path)
         if host.statuses or content is None:
             self.send_response(host.statuses.pop(0) if host.statuses else 404)
@@ -118,14 +118,14 @@ def test_a_whole_file(host: Host, tmp_path: Path) -> None:
     get(host, tmp_path / "file.bin")
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
-    assert host.asked == [(None, None)]
+    assert host.requests == [(None, None)]
 
 
 def test_what_broke_off_goes_on_where_it_ended(host: Host, tmp_path: Path) -> None:
     host.break_off_after = [100_000, 50_000]
     get(host, tmp_path / "file.bin")
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
-    assert host.asked == [(None, None), ("bytes=100000-", '"one"'), ("bytes=150000-", '"one"')]
+    assert host.requests == [(None, None), ("bytes=100000-", '"one"'), ("bytes=150000-", '"one"')]
     assert host.sent == len(CONTENT)
 
 
@@ -136,10 +136,10 @@ def test_an_unreliable_host_is_given_up_after_some_attempts_and_the_command_resu
         get(host, path)
     assert not path.exists()
     assert (tmp_path / "file.bin.part").read_bytes() == CONTENT[:120_000]
-    assert len(host.asked) == 6  # the first, which brought something, and five that brought nothing
-    host.break_off_after, host.asked = [], []
+    assert len(host.requests) == 6  # the first, which brought something, and five that brought nothing
+    host.break_off_after, host.requests = [], []
     get(host, path)
-    assert host.asked == [("bytes=120000-", '"one"')]
+    assert host.requests == [("bytes=120000-", '"one"')]
     assert path.read_bytes() == CONTENT
     assert not list(tmp_path.glob("*.part*"))
 
@@ -181,9 +181,9 @@ def test_a_part_of_another_address_is_not_gone_on_with(host: Host, tmp_path: Pat
     host.break_off_after = [100_000] + 10 * [0]
     with pytest.raises(UserError, match="resumes"):
         get(host, tmp_path / "file.bin", "other.bin")
-    host.break_off_after, host.asked = [], []
+    host.break_off_after, host.requests = [], []
     get(host, tmp_path / "file.bin")
-    assert host.asked == [(None, None)]
+    assert host.requests == [(None, None)]
 
 
 def test_a_part_that_is_already_the_whole(host: Host, tmp_path: Path) -> None:
@@ -217,14 +217,14 @@ def test_a_server_that_is_busy_for_a_moment(host: Host, tmp_path: Path) -> None:
 
 def test_wrong_bytes_are_named_and_deleted(host: Host, tmp_path: Path) -> None:
     host.files["/file.bin"] = b"<html>Please log in to the hotel's network</html>"
-    with pytest.raises(UserError, match=r"what came is not the published file \(49 bytes of sha256 .*was deleted"):
+    with pytest.raises(UserError, match=r"the download is not the published file \(49 bytes of sha256 .*was deleted"):
         get(host, tmp_path / "file.bin")
     assert not list(tmp_path.iterdir())
 
 
 def test_bytes_cut_off_by_a_host_that_gives_no_length(host: Host, tmp_path: Path) -> None:
     host.length, host.break_off_after = False, [1000]
-    with pytest.raises(UserError, match=r"what came is not the published file \(1,000 bytes"):
+    with pytest.raises(UserError, match=r"the download is not the published file \(1,000 bytes"):
         get(host, tmp_path / "file.bin")
     assert not (tmp_path / "file.bin").exists()
 
@@ -239,7 +239,7 @@ def test_another_file_of_that_name_is_left_alone(host: Host, tmp_path: Path) -> 
 def test_addresses_that_do_not_work(host: Host, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="answers 404"):
         get(host, tmp_path / "x", "missing.bin")
-    assert len(host.asked) == 1  # not asked again
+    assert len(host.requests) == 1  # no second request
     for url in ("file:///etc/hostname", "ftp://127.0.0.1/file.bin", "data:,x", "file.bin"):
         with pytest.raises(UserError, match="no http or https address"):
             fetch(url, tmp_path / "x", digest(b""))
@@ -335,7 +335,7 @@ def test_the_licence_comes_first(flickr: Host, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(UserError, match="--accept_licence=true"):
         download("flickr8k", str(tmp_path / "data"), url=f"{flickr.address}/mirror")  # type: ignore[attr-defined]
     assert "Non-commercial" in capsys.readouterr().out
-    assert flickr.asked == [] and not (tmp_path / "data").exists()
+    assert flickr.requests == [] and not (tmp_path / "data").exists()
 
 
 def test_the_command(flickr: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,9 +345,9 @@ def test_the_command(flickr: Host, tmp_path: Path, capsys: pytest.CaptureFixture
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     out = capsys.readouterr().out
     assert "1 files unpacked to" in out and "digest as published" in out and "Next: next command" in out
-    asked = len(flickr.asked)
+    before = len(flickr.requests)
     download("flickr8k", str(tmp_path), accept_licence=True, url=mirror)
-    assert len(flickr.asked) == asked
+    assert len(flickr.requests) == before
     assert capsys.readouterr().out.count("already there") == 2
 
 
@@ -365,7 +365,7 @@ def test_the_command_again_after_unpacking_was_interrupted(
             download("flickr8k", str(tmp_path), accept_licence=True, url=mirror)
     assert [path.name for path in tmp_path.iterdir()] == ["Flickr8k_Dataset.zip"]
     download("flickr8k", str(tmp_path), accept_licence=True, url=mirror, keep_archives=True)
-    assert len(flickr.asked) == 2  # the first archive was not fetched again
+    assert len(flickr.requests) == 2  # the first archive was not fetched again
     assert {"Flicker8k_Dataset", "Flickr8k_Dataset.zip"} <= {path.name for path in tmp_path.iterdir()}
 
 

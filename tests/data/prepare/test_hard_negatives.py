@@ -70,7 +70,7 @@ def test_result_does_not_depend_on_the_blocks(monkeypatch):
 def test_anchors_with_too_few_candidates_are_told_apart():
     pool, _ = random_pool(0, 12, 30, ties=False)
     texts = pool.texts.clone()
-    texts[:9] = texts[0]  # anchors 0 to 8 say the same
+    texts[:9] = texts[0]  # anchors 0 to 8 have the same caption
     done: list[int] = []
     found = nearest_candidates(Pool(pool.images, texts), [0, 9], 5, report=done.append)
     assert exclusions(Pool(pool.images, texts), 0) == (3, 0, 8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tiny_vlm import write_noise_images
 
 from lad_pl.cli import main
 from lad_pl.data import read_annotations
+from lad_pl.data.prepare.caption_sets import build_sets
 from lad_pl.data.prepare.commands import COMMANDS
 
 
@@ -18,12 +21,23 @@ def test_every_command_explains_itself(arguments: list[str], capsys: pytest.Capt
     with pytest.raises(SystemExit) as exit_info:
         main([*arguments, "--help"])
     assert exit_info.value.code == 0
-    told = capsys.readouterr().out
-    assert f"lad_pl {arguments[0]}" in told
+    printed = capsys.readouterr().out
+    assert f"lad_pl {arguments[0]}" in printed
     if len(arguments) == 2:  # every parameter of the function has its line of help
-        assert all(
-            f"--{name}" in told for name in COMMANDS[arguments[1]].__annotations__ if name not in ("return", "options")
-        )
+        options = dict(COMMANDS[arguments[1]].__annotations__)
+        if options.pop("options", None):
+            options |= build_sets.__annotations__
+            del options["source"]
+        del options["return"]
+        assert all(f"--{name}" in printed for name in options)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What the commands compute with is imported when they run, so that --help answers at once."""
+    code = "import sys, lad_pl.data.prepare.commands, lad_pl.data.prepare.download; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"torch", "numpy", "PIL", "pyarrow", "datasets", "open_clip", "safetensors", "lightning", "transformers"}
+    assert not heavy.intersection(imported)
 
 
 def test_a_table_becomes_an_annotation_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +56,7 @@ def test_a_table_becomes_an_annotation_file(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["prepare"], "lad_pl prepare --help"),
         (["prepare", "soup"], "invalid choice: 'soup'"),
@@ -51,9 +65,9 @@ def test_a_table_becomes_an_annotation_file(tmp_path: Path, capsys: pytest.Captu
         (["download", "everything"], "coco-val2014"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("lad_pl: ")
-    assert told in lines[0]
+    assert message in lines[0]

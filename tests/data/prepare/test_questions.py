@@ -1,4 +1,4 @@
-"""MMIU, MuirBench and people's own tables, as small files in the published formats with noise for images."""
+"""MMIU, MuirBench and tables of one's own, as small files in the published formats with noise for images."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from lad_pl.data.prepare.questions import (
     ImageFolder,
     SkipItem,
     check_order_free,
-    letter_place,
-    option_places,
+    letter_index,
+    option_images,
     split_options,
 )
 from lad_pl.data.prepare.table_reader import read_rows
@@ -62,7 +62,7 @@ def encoded(seed: int, kind: str = "PNG") -> bytes:
     ],
 )
 def test_options_that_name_images(options: list[str], places: list[int]) -> None:
-    assert option_places(options, len(options)) == places
+    assert option_images(options, len(options)) == places
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_options_that_name_images(options: list[str], places: list[int]) -> None
 )
 def test_options_that_do_not(options: list[str], images: int, reason: str) -> None:
     with pytest.raises(SkipItem, match=reason):
-        option_places(options, images)
+        option_images(options, images)
 
 
 def test_lettered_lines() -> None:
@@ -91,12 +91,12 @@ def test_lettered_lines() -> None:
 
 
 def test_letters() -> None:
-    assert [letter_place(letter) for letter in ("A", "(D)", "c.", " B ")] == [0, 3, 2, 1]
+    assert [letter_index(letter) for letter in ("A", "(D)", "c.", " B ")] == [0, 3, 2, 1]
     for missing in (None, "", " "):
         with pytest.raises(SkipItem, match="no answer"):
-            letter_place(missing)
+            letter_index(missing)
     with pytest.raises(SkipItem, match="no letter"):
-        letter_place("AB")
+        letter_index("AB")
 
 
 # -------------------------------------------------------------------------------------------------------------- MMIU
@@ -182,7 +182,7 @@ def test_mmiu_counts_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFix
         "1: more images than options (images that are shown, but cannot be the answer) (first: face_retrieval_0,",
         "1: the answer is none of the options (first: forensic_3",
         "1: no options (first: forensic_4",
-        "1: the question speaks of an image by its place",
+        "1: the question refers to an image by its position",
         "1: an image file is missing",
         "1: an image outside the image folder",
         "1: an image file cannot be read (first: forensic_8",
@@ -550,7 +550,7 @@ def test_embedded_and_paths_do_not_mix(tmp_path: Path, photos: list[str]) -> Non
         ("a.csv", "id,images\n1,a.png\n2\n", "line 3 has not as many cells"),
         ("a.csv", 'id,images\n1,"a.png\n', "is not valid CSV"),
         ("a.csv", "id,images\n", "has no rows"),
-        ("a.parquet", "PAR1 and no more", "is no whole Parquet file"),
+        ("a.parquet", "PAR1 and no more", "is no complete Parquet file"),
         ("a.xlsx", "x", "'.xlsx' is no table that can be read; give .jsonl"),
     ],
 )
@@ -615,7 +615,7 @@ def test_images_are_stored_only_if_they_are_images(tmp_path: Path) -> None:
     ],
 )
 def test_questions_that_depend_on_the_order(question: str) -> None:
-    with pytest.raises(SkipItem, match="by its place"):
+    with pytest.raises(SkipItem, match="by its position"):
         check_order_free(question)
 
 
