@@ -91,7 +91,13 @@ class Readout:
         return self.function(evidence, calibration, settings)
 
 
-READOUTS: dict[str, Readout] = {}
+class _Registry(dict[str, Readout]):
+    def __setitem__(self, name: str, function: Score) -> None:
+        """Wrap a plain function as a readout with the safe defaults."""
+        super().__setitem__(name, function if isinstance(function, Readout) else Readout(name, function))
+
+
+READOUTS: dict[str, Readout] = _Registry()
 """Every readout by its name."""
 
 

@@ -175,7 +175,10 @@ def test_a_bare_readout_has_safe_defaults(registry: dict[str, Readout]) -> None:
     def mine(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> torch.Tensor:
         return evidence.log_probs
 
-    assert (mine.depends_on, mine.per_head, mine.scale, mine.head_weights) == (FACTORS, True, "log_probability", None)
+    registry["theirs"] = mine.function  # without the decorator
+    for found in (mine, registry["theirs"]):
+        assert (found.depends_on, found.per_head, found.scale) == (FACTORS, True, "log_probability")
+        assert found.head_weights is None
 
 
 def test_a_readout_declares_what_it_is(registry: dict[str, Readout]) -> None:
