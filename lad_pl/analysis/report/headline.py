@@ -59,17 +59,17 @@ def _compared(run: ReportedRun, found: Difference) -> tuple[str, str]:
     elif not found.significant:
         verdict = f"{run.headline} differs from {BASELINE} by {points(found.mean)} points, which may be chance."
     elif found.mean > 0:
-        verdict = f"Position costs this model {size} of accuracy: so much comes back when {run.headline} takes it away."
+        verdict = f"Position bias costs this model {size} of accuracy, which {run.headline} recovers."
     else:
-        verdict = f"Here {run.headline} does harm: it costs {size} of accuracy."
+        verdict = f"Here {run.headline} does harm: accuracy falls by {size}."
     return title, f"{verdict} {_flips(run)}" if run.prompts.num_permutations > 1 else verdict
 
 
 def _flips(run: ReportedRun) -> str:
     base, best = (run.metrics[name]["consistency"] for name in (BASELINE, run.headline))
     return (
-        f"When the images change places and nothing else does, {BASELINE} changes its mind in {percent(1 - base, 0)} % "
-        f"of the samples, {run.headline} in {percent(1 - best, 0)} %."
+        f"When only the order of the images changes, {BASELINE} chooses another image in {percent(1 - base, 0)} % of the "
+        f"samples, {run.headline} in {percent(1 - best, 0)} %."
     )
 
 

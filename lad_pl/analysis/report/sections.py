@@ -52,12 +52,12 @@ class Section:
 
 
 def run_sections(run: ReportedRun) -> list[Section]:
-    """The parts that one run fills by itself."""
+    """The sections that need no other run."""
     return [
-        Section("answers", "Where the answers go", confusion_plots(run)),
-        Section("logits", "What the logits do", [profile_plot(run)]),
-        Section("attention", "What attention knows", [attention_plot(run)]),
-        Section("recall", "Position by position", [recall_plot(run)], [recall_table(run)]),
+        Section("answers", "Answers by position", confusion_plots(run)),
+        Section("logits", "Logits by position", [profile_plot(run)]),
+        Section("attention", "Attention by position", [attention_plot(run)]),
+        Section("recall", "Recall by position", [recall_plot(run)], [recall_table(run)]),
         *_difference_sections(run),
         *_reliability_sections(run),
     ]
@@ -184,7 +184,7 @@ def _difference_sections(run: ReportedRun) -> list[Section]:
         "Dots: difference of accuracy. Bars: 95 % interval, samples resampled with all their orders. Coloured where "
         "the interval leaves out zero.",
     )
-    return [Section("differences", "Is it chance?", [plot], [differences_table(against)])]
+    return [Section("differences", "Significance of the differences", [plot], [differences_table(against)])]
 
 
 def _reliability_sections(run: ReportedRun) -> list[Section]:
@@ -203,7 +203,7 @@ def _reliability_sections(run: ReportedRun) -> list[Section]:
         "How often answers of one probability are correct; larger dots stand for more prompts. On the dashed line "
         "probability and accuracy are equal; below it, the answers are too confident.",
     )
-    return [Section("reliability", "What a probability is worth", [plot], [reliability_table(curves)])]
+    return [Section("reliability", "Calibration of the probabilities", [plot], [reliability_table(curves)])]
 
 
 def _range(recall: Sequence[float | None]) -> str:
