@@ -81,7 +81,7 @@ def ranking_table(ranking: Ranking) -> Table:
             [str(place), photo["image"], *(f"{percent(photo['probability'][readout])} %" for readout in readouts)]
             for place, photo in enumerate(ranking["photos"], 1)
         ],
-        caption=f"The same photo came first in every order of the images: {agreement}.",
+        caption=f"The same photo came first whatever the order of the images: {agreement}.",
         text_column=1,
     )
 

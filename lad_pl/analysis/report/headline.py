@@ -68,8 +68,8 @@ def _compared(run: ReportedRun, found: Difference) -> tuple[str, str]:
 def _flips(run: ReportedRun) -> str:
     base, best = (run.metrics[name]["consistency"] for name in (BASELINE, run.headline))
     return (
-        f"When only the order of the images changes, {BASELINE} chooses another image in {percent(1 - base, 0)} % of the "
-        f"samples, {run.headline} in {percent(1 - best, 0)} %."
+        f"When only the order of the images changes, {BASELINE} chooses another image in {percent(1 - base, 0)} % "
+        f"of the samples, {run.headline} in {percent(1 - best, 0)} %."
     )
 
 
