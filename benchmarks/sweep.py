@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.synthetic_run import synthetic_run
 
 from benchmarks.measure import Figure, run, timed
-from lad_pl.analysis.sweep import sweep as sweep_run
+from lad_pl.analysis.sweep.command import sweep as sweep_run
 
 _TARGET = 60.0
 """Seconds for 1,000 settings on 5,000 prompts with N = 8 and 15 layers."""

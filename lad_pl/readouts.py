@@ -1,8 +1,9 @@
 """Readouts: pure functions from evidence (and a calibration) to one score per candidate.
 
-Every readout has the signature ``(evidence, calibration, settings) -> scores (B, N)`` and is found by name in
-:data:`READOUTS`; the choice is the argmax. Equation numbers are those of "Logit-Attention Divergence" (ICML 2026).
-All arithmetic runs in the dtype of the evidence; :meth:`lad_pl.types.Evidence.cpu` makes that double.
+Every readout has the signature ``(evidence, calibration, settings) -> scores (B, N)`` and is registered by
+:func:`readout` in :data:`READOUTS`, with what the analyses need to know about it; the choice is the argmax. Equation
+numbers are those of "Logit-Attention Divergence" (ICML 2026). All arithmetic runs in the dtype of the evidence;
+:meth:`lad_pl.types.Evidence.cpu` makes that double.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, check_at_least
 from lad_pl.types import Calibration, Evidence
 
 EPS = 1e-20
@@ -38,27 +39,102 @@ class ReadoutSettings:
     head_exponent: float = 2.0
     """e: the head_information readouts weight a head by its information g to this power; 0 weights all the same."""
     batch: Literal["calibration", "test"] = "calibration"
-    """What batch_calibration takes its mean over: the calibration passes, so that the score of a prompt does not depend
-    on the other test prompts, or the tested prompts themselves, as its authors do."""
+    """What batch_calibration takes its mean over: the calibration prompts, so that the score of a prompt does not
+    depend on the other test prompts, or the tested prompts themselves, as its authors do."""
 
     def __post_init__(self) -> None:
-        if self.top_layers < 1:
-            raise UserError(f"readout.top_layers is {self.top_layers}; it must be at least 1.")
+        check_at_least(1, **{"readout.top_layers": self.top_layers})
         if not self.temperature > 0:
             raise UserError(f"readout.temperature is {self.temperature}; it must be positive.")
         if not 0 <= self.head_exponent < math.inf:
             raise UserError(f"readout.head_exponent is {self.head_exponent}; it must be at least 0, and finite.")
 
 
-Readout = Callable[[Evidence, Calibration, ReadoutSettings], Tensor]
-READOUTS: dict[str, Readout] = {}
+Score = Callable[[Evidence, Calibration, ReadoutSettings], Tensor]
+Factor = Literal["recipe", "top_layers", "temperature", "layers", "head_exponent", "num_calibration"]
+FACTORS: tuple[Factor, ...] = get_args(Factor)
+"""What the choices of a readout may depend on: fields of :class:`ReadoutSettings`, which layers are captured, and how
+many samples are calibrated on."""
+Scale = Literal["log_probability", "posterior", "attention_mass", "nats"]
+HeadInformation = Literal["head_information", "head_information_label_free"]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A readout, called like its function, and what the analyses need to know about it.
+
+    Raises:
+        UserError: ``depends_on`` or ``scale`` names something unknown.
+    """
+
+    name: str
+    function: Score
+    depends_on: tuple[Factor, ...] = FACTORS
+    """The factors that can change its choices; ``sweep`` varies no other."""
+    scale: Scale = "log_probability"
+    """What its scores are: log-probabilities up to a constant, a posterior, attention mass, or nats."""
+    per_head: bool = True
+    """Whether it reads the attention of every head; False: evidence with the mean over heads (H = 1) is enough."""
+    head_weights: HeadInformation | None = None
+    """The field of the calibration whose information weights the heads, where the score is :func:`head_score` (scale
+    nats) or eq. 13-14 with softmax(tau * head_score) as posterior: ``sweep`` computes these together."""
+
+    def __post_init__(self) -> None:
+        unknown = [factor for factor in self.depends_on if factor not in FACTORS]
+        if unknown:
+            raise UserError(f"Readout {self.name} depends on '{unknown[0]}'; choose from {', '.join(FACTORS)}.")
+        if self.scale not in get_args(Scale):
+            raise UserError(f"Readout {self.name} has scale '{self.scale}'; choose from {', '.join(get_args(Scale))}.")
+
+    def __call__(self, evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
+        """Scores (B, N)."""
+        return self.function(evidence, calibration, settings)
+
+
+class _Registry(dict[str, Readout]):
+    def __setitem__(self, name: str, function: Score) -> None:
+        """Wrap a plain function as a readout with the safe defaults."""
+        super().__setitem__(name, function if isinstance(function, Readout) else Readout(name, function))
+
+
+READOUTS: dict[str, Readout] = _Registry()
 """Every readout by its name."""
 
 
-def readout(function: Readout) -> Readout:
-    """Register a readout under its function's name."""
-    READOUTS[function.__name__] = function
-    return function
+@overload
+def readout(function: Score) -> Readout: ...
+@overload
+def readout(
+    *,
+    depends_on: Sequence[Factor] = ...,
+    scale: Scale = ...,
+    per_head: bool = ...,
+    head_weights: HeadInformation | None = ...,
+) -> Callable[[Score], Readout]: ...
+def readout(
+    function: Score | None = None,
+    *,
+    depends_on: Sequence[Factor] = FACTORS,
+    scale: Scale = "log_probability",
+    per_head: bool = True,
+    head_weights: HeadInformation | None = None,
+) -> Readout | Callable[[Score], Readout]:
+    """Register a function as a readout under its name, as ``@readout`` or with arguments: fields of :class:`Readout`.
+
+    The defaults are safe for any readout, and slow in ``sweep``: it depends on every factor and reads every head.
+    """
+
+    def register(function: Score) -> Readout:
+        name = getattr(function, "__name__", "")
+        READOUTS[name] = Readout(name, function, tuple(depends_on), scale, per_head, head_weights)
+        return READOUTS[name]
+
+    return register if function is None else register(function)
+
+
+def scale_of(name: str) -> Scale:
+    """What the scores of a readout or method are; log-probabilities where no readout of that name is registered."""
+    return READOUTS[name].scale if name in READOUTS else "log_probability"
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -72,29 +148,29 @@ def check_names(names: Sequence[str]) -> None:
 # ---------------------------------------------------------------------------------------- from the logits alone
 
 
-@readout
+@readout(depends_on=(), per_head=False)
 def vanilla(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
-    """What the model says: the candidates' log-probabilities."""
+    """The model's own answer: the candidates' log-probabilities."""
     return evidence.log_probs
 
 
-@readout
+@readout(depends_on=("num_calibration",), per_head=False)
 def pride(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """PriDe (Zheng et al. 2023), label-free: log-probabilities minus the log of the estimated position prior."""
     return evidence.log_probs - calibration.log_pride_prior
 
 
-@readout
+@readout(depends_on=("recipe", "num_calibration"), per_head=False)
 def pride_reference(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """PriDe as the published LAD code has it: the prior is the column mean of the log bias matrix."""
     return evidence.log_probs - log_bias(calibration, settings.recipe).mean(0)
 
 
-@readout
+@readout(depends_on=("num_calibration",), per_head=False)
 def batch_calibration(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Batch calibration (Zhou et al. 2024), label-free: minus the log of the mean probability of each candidate.
 
-    The mean runs over the calibration passes or over the tested prompts themselves: ``settings.batch``.
+    The mean runs over the calibration prompts or over the tested prompts themselves: ``settings.batch``.
     """
     return evidence.log_probs - calibration.log_batch_prior
 
@@ -102,29 +178,30 @@ def batch_calibration(evidence: Evidence, calibration: Calibration, settings: Re
 # ------------------------------------------------------------------------------- from attention, mean over heads
 
 
-@readout
+@readout(depends_on=("top_layers", "layers"), scale="attention_mass", per_head=False)
 def raw_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
-    """Attention mass on each image, mean over the K chosen layers; no prior is taken off."""
-    masses, _ = _chosen_layers(evidence, calibration, settings)
+    """Attention mass on each image, mean over the K chosen layers; no prior is removed."""
+    (masses,) = top_layer_masses(evidence.layer_attention, settings.top_layers)
     return masses.mean(1)
 
 
-@readout
+# The temperature sharpens the posterior, and leaves the order of the images as it is.
+@readout(depends_on=("recipe", "top_layers", "layers", "num_calibration"), scale="posterior", per_head=False)
 def purified_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """The posterior pi over images (eq. 12)."""
     return posterior(evidence, calibration, settings)
 
 
-@readout
+@readout(depends_on=("recipe", "top_layers", "temperature", "layers", "num_calibration"), per_head=False)
 def agd(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Attention-guided debiasing (eq. 13-14): log-probabilities minus the bias expected under the posterior."""
     return corrected(evidence.log_probs, posterior(evidence, calibration, settings), calibration, settings.recipe)
 
 
-# ---------------------------------------------------------------------------- from attention, heads by what they know
+# ------------------------------------------------------------------- from attention, heads weighted by information
 
 
-@readout
+@readout(depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", head_weights="head_information")
 def head_information(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Centred log attention, averaged over all heads with weight g^e; g is each head's information in nats."""
     return head_score(
@@ -132,7 +209,9 @@ def head_information(evidence: Evidence, calibration: Calibration, settings: Rea
     )
 
 
-@readout
+@readout(
+    depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", head_weights="head_information_label_free"
+)
 def head_information_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """:func:`head_information` with g estimated without the calibration set's labels."""
     return head_score(
@@ -143,14 +222,20 @@ def head_information_label_free(evidence: Evidence, calibration: Calibration, se
     )
 
 
-@readout
+@readout(
+    depends_on=("recipe", "temperature", "layers", "head_exponent", "num_calibration"),
+    head_weights="head_information",
+)
 def agd_head(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Eq. 13-14 with the posterior softmax(tau * head_information score) in place of eq. 12."""
     pi = (settings.temperature * head_information(evidence, calibration, settings)).softmax(-1)
     return corrected(evidence.log_probs, pi, calibration, settings.recipe)
 
 
-@readout
+@readout(
+    depends_on=("recipe", "temperature", "layers", "head_exponent", "num_calibration"),
+    head_weights="head_information_label_free",
+)
 def agd_head_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """:func:`agd_head` on the label-free score."""
     pi = (settings.temperature * head_information_label_free(evidence, calibration, settings)).softmax(-1)
@@ -175,7 +260,7 @@ def log_bias(calibration: Calibration, recipe: Recipe) -> Tensor:
 
 def posterior(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """pi, (B, N): softmax over images of tau times the purified attention (eq. 11-12)."""
-    masses, priors = _chosen_layers(evidence, calibration, settings)
+    masses, priors = top_layer_masses(evidence.layer_attention, settings.top_layers, calibration.attention_prior)
     if settings.recipe == "reference":
         purified = _log(masses.mean(1)) - _log(priors).mean(1)
     else:
@@ -196,7 +281,7 @@ def head_score(attention: Tensor, log_attention_mean: Tensor, information: Tenso
 
     Args:
         attention: (B, L, H, N) attention mass.
-        log_attention_mean: (L, H, N) its mean logarithm over the calibration passes.
+        log_attention_mean: (L, H, N) its mean logarithm over the calibration prompts.
         information: (L, H) nats.
         exponent: of :func:`head_weights`.
 
@@ -220,11 +305,23 @@ def centred_log_attention(attention: Tensor, log_attention_mean: Tensor) -> Tens
     return x - x.mean(-1, keepdim=True)
 
 
-def _chosen_layers(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> tuple[Tensor, Tensor]:
-    """Attention mass and prior, both (B, K, N), of each prompt's K layers with the largest mass (eq. 6-9)."""
-    chosen = most_attentive_layers(evidence.layer_attention, settings.top_layers)
-    masses = evidence.layer_attention.gather(1, chosen[:, :, None].expand(-1, -1, evidence.layer_attention.shape[-1]))
-    return masses, calibration.attention_prior[chosen]
+def top_layer_masses(layer_attention: Tensor, top_layers: int, *others: Tensor) -> tuple[Tensor, ...]:
+    """Attention mass in each prompt's K layers with the largest mass on the images (eq. 8-9).
+
+    Args:
+        layer_attention: (B, L, N) attention mass, mean over heads.
+        top_layers: K.
+        others: of shape (B, L, N) or (L, N): read in the same layers.
+
+    Returns:
+        (B, K, N): of ``layer_attention``, then of each of the ``others``.
+
+    Raises:
+        UserError: fewer than K layers are captured.
+    """
+    chosen = most_attentive_layers(layer_attention, top_layers)
+    index = chosen[:, :, None].expand(-1, -1, layer_attention.shape[-1])
+    return tuple(masses.expand_as(layer_attention).gather(1, index) for masses in (layer_attention, *others))
 
 
 def most_attentive_layers(layer_attention: Tensor, top_layers: int) -> Tensor:
@@ -249,16 +346,16 @@ def log_probabilities(readout: str, scores: Tensor, settings: ReadoutSettings) -
     """A readout's scores as log-probabilities of the N images.
 
     Args:
-        readout: its name; it decides what the scores are: log-probabilities up to a constant, a posterior, attention
-            mass, or nats (sharpened by tau, as in eq. 12).
+        readout: its name; its scale decides: nats are sharpened by tau, as in eq. 12.
         scores: (..., N).
         settings: holds tau.
 
     Returns:
         (..., N); each row sums to probability 1.
     """
-    if readout in ("raw_attention", "purified_attention"):
-        return scores.clamp_min(EPS).log().log_softmax(-1)
-    if readout.startswith("head_information"):
-        return (settings.temperature * scores).log_softmax(-1)
+    scale = scale_of(readout)
+    if scale in ("posterior", "attention_mass"):
+        scores = _log(scores)
+    elif scale == "nats":
+        scores = settings.temperature * scores
     return scores.log_softmax(-1)

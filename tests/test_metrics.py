@@ -4,7 +4,7 @@ import reference
 import torch
 from sklearn.metrics import confusion_matrix, recall_score
 
-from lad_pl.metrics import position_metrics
+from lad_pl.metrics import METRICS, UNREADABLE, count, finite, position_metrics, recall_std
 
 
 def answers(seed: int, samples: int, t: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -12,8 +12,8 @@ def answers(seed: int, samples: int, t: int, n: int) -> tuple[np.ndarray, np.nda
     permutations = np.array([[generator.permutation(n) for _ in range(t)] for _ in range(samples)])
     truth = generator.integers(n, size=samples)
     targets = (permutations == truth[:, None, None]).argmax(-1)
-    right = generator.random((samples, t)) < 0.6
-    return np.where(right, targets, generator.integers(n, size=(samples, t))), targets, permutations
+    correct = generator.random((samples, t)) < 0.6
+    return np.where(correct, targets, generator.integers(n, size=(samples, t))), targets, permutations
 
 
 @pytest.mark.parametrize(("samples", "t", "n"), [(40, 5, 4), (25, 3, 8), (60, 2, 12)])
@@ -44,3 +44,39 @@ def test_what_is_undefined_is_nan() -> None:
     assert got["accuracy_std"].isnan()
     assert got["recall_by_position"].tolist()[0] == 1
     assert got["recall_by_position"][1:].isnan().all()
+
+
+def test_settings_counted_together_are_those_counted_one_by_one() -> None:
+    choices, targets, permutations = (torch.tensor(values) for values in answers(1, 30, 5, 4))
+    several = torch.stack([choices, targets, choices.flip(0), (choices + 1) % 4]).view(2, 2, 30, 5)
+    several[0, 0, 3, 1] = several[1, 1, 0, 0] = UNREADABLE
+    together = count(several, targets, permutations)
+    assert together.unreadable.sum(-1).tolist() == [[1, 0], [0, 1]]
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        alone = position_metrics(4, 5)
+        alone.update(several[i, j], targets, permutations)
+        for name, value in alone.compute().items():
+            assert torch.equal(METRICS[name](together)[i, j], value), name
+
+
+def test_an_unreadable_answer_is_wrong_and_no_image() -> None:
+    targets, permutations = torch.tensor([[0, 0], [1, 1]]), torch.tensor([[[0, 1], [0, 1]], [[0, 1], [0, 1]]])
+    counts = count(torch.tensor([[0, UNREADABLE], [1, 1]]), targets, permutations)
+    got = {name: metric(counts).tolist() for name, metric in METRICS.items()}
+    assert got == {
+        "accuracy": 0.75,
+        "accuracy_std": pytest.approx(np.std([1, 0.5], ddof=1)),
+        "rstd": pytest.approx(np.std([0.5, 1], ddof=1)),
+        "consistency": 0.5,
+        "circular_accuracy": 0.5,
+        "success_rate": 0.75,
+        "recall_by_position": [0.5, 1],
+        "confusion": [[1, 0], [0, 2]],
+    }
+
+
+def test_rstd_leaves_out_positions_that_never_held_the_truth() -> None:
+    confusion = torch.tensor([[[2, 2, 0], [0, 0, 0], [0, 0, 4]], [[3, 0, 0], [0, 0, 0], [0, 0, 0]]])
+    first, second = recall_std(confusion).tolist()
+    assert first == pytest.approx(np.std([0.5, 1], ddof=1))
+    assert finite(second) is None

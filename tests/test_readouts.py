@@ -1,5 +1,7 @@
 """Calibration and readouts against the plain NumPy reference."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import reference
@@ -7,7 +9,19 @@ import torch
 
 from lad_pl.calibrate import calibrate
 from lad_pl.errors import UserError
-from lad_pl.readouts import READOUTS, ReadoutSettings, check_names, log_bias
+from lad_pl.readouts import (
+    FACTORS,
+    READOUTS,
+    Readout,
+    ReadoutSettings,
+    agd,
+    check_names,
+    log_bias,
+    log_probabilities,
+    readout,
+    scale_of,
+    top_layer_masses,
+)
 from lad_pl.types import Calibration, Evidence
 
 CASES = [(0, 4), (1, 3), (2, 8), (3, 12), (4, 2)]
@@ -125,3 +139,88 @@ def test_settings_that_cannot_work() -> None:
     evidence = Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
     with pytest.raises(UserError, match="only 5 layers are captured"):
         READOUTS["agd"](evidence, ours(data), ReadoutSettings(top_layers=6))
+
+
+# ------------------------------------------------------------------------------------------------------- the registry
+
+
+@pytest.fixture
+def registry() -> Iterator[dict[str, Readout]]:
+    """The registry; what the test registers is removed again."""
+    before = dict(READOUTS)
+    yield READOUTS
+    READOUTS.clear()
+    READOUTS.update(before)
+
+
+def test_a_readout_is_called_like_its_function(registry: dict[str, Readout]) -> None:
+    data = passes(0, 4)
+    calibration = ours(data)
+    evidence = Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
+    settings = ReadoutSettings()
+
+    @readout
+    def mine(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> torch.Tensor:
+        return 2 * agd(evidence, calibration, settings)
+
+    assert registry["agd"] is agd
+    expected = 2 * registry["agd"](evidence, calibration, settings)
+    assert torch.equal(mine(evidence, calibration, settings), expected)
+    assert torch.equal(registry["mine"](evidence, calibration, settings), expected)
+    check_names(["mine"])
+
+
+def test_a_bare_readout_has_safe_defaults(registry: dict[str, Readout]) -> None:
+    @readout
+    def mine(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> torch.Tensor:
+        return evidence.log_probs
+
+    registry["theirs"] = mine.function  # without the decorator
+    for found in (mine, registry["theirs"]):
+        assert (found.depends_on, found.per_head, found.scale) == (FACTORS, True, "log_probability")
+        assert found.head_weights is None
+
+
+def test_a_readout_declares_what_it_is(registry: dict[str, Readout]) -> None:
+    @readout(depends_on=["layers"], scale="attention_mass", per_head=False)
+    def mine(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> torch.Tensor:
+        return evidence.layer_attention.mean(1)
+
+    assert (mine.depends_on, mine.per_head, mine.scale) == (("layers",), False, "attention_mass")
+    mass = torch.tensor([0.3, 0.1, 0.2])
+    torch.testing.assert_close(log_probabilities("mine", mass, ReadoutSettings()).exp(), mass / 0.6)
+
+
+def test_a_declaration_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match="Readout vanilla depends on 'layer'; choose from recipe, top_layers, temp"):
+        readout(depends_on=["layer"])(READOUTS["vanilla"].function)
+    with pytest.raises(UserError, match="Readout vanilla has scale 'logits'; choose from log_probability, posterior"):
+        readout(scale="logits")(READOUTS["vanilla"].function)
+
+
+def test_what_is_not_registered_scores_by_log_probabilities() -> None:
+    assert scale_of("permutation_average") == "log_probability"
+    assert scale_of("head_information") == "nats"
+
+
+def test_masses_of_the_top_layers_and_of_others_in_the_same_layers() -> None:
+    attention = torch.rand(6, 5, 4, generator=torch.Generator().manual_seed(0))
+    other, prior = attention.flip(2), torch.arange(20.0).view(5, 4)
+    masses, others, priors = top_layer_masses(attention, 2, other, prior)
+    for row in range(6):
+        layers = sorted(range(5), key=lambda layer: -float(attention[row, layer].sum()))[:2]
+        assert torch.equal(masses[row], attention[row, layers])
+        assert torch.equal(others[row], other[row, layers])
+        assert torch.equal(priors[row], prior[layers])
+
+
+def test_every_readout_becomes_a_probability_in_its_own_way() -> None:
+    settings = ReadoutSettings(temperature=5.0)
+    mass = torch.tensor([0.3, 0.1, 0.2])
+    for name in READOUTS:
+        assert log_probabilities(name, mass, settings).exp().sum() == pytest.approx(1)
+    torch.testing.assert_close(log_probabilities("raw_attention", mass, settings).exp(), mass / 0.6)
+    torch.testing.assert_close(log_probabilities("purified_attention", mass / 0.6, settings).exp(), mass / 0.6)
+    torch.testing.assert_close(log_probabilities("agd", mass.log(), settings).exp(), mass / 0.6)
+    torch.testing.assert_close(log_probabilities("head_information", mass, settings), (5 * mass).log_softmax(0))
+    assert torch.isfinite(log_probabilities("raw_attention", torch.tensor([0.0, 1.0]), settings)).all()

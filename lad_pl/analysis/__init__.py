@@ -1,1 +1,1 @@
-"""What can be said of finished runs, from their files."""
+"""Analyses of finished runs from their files: sweep, report, compare, and the ranking of photos."""

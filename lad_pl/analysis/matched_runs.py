@@ -1,4 +1,4 @@
-"""Two runs' answers to the same prompts, side by side."""
+"""The answers of two runs, matched prompt by prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lad_pl.metrics import same_image
 from lad_pl.run.folder import Record
 
 Question = tuple[str, str, tuple[str, ...]]
-"""What a sample asks: its id, its caption and its images, whatever their order."""
+"""A sample without the order of its images: its id, its caption and its images."""
 Order = tuple[str, ...]
 """The images of a prompt as they were shown."""
 
@@ -32,7 +32,7 @@ class Answers:
 
     @cached_property
     def targets(self) -> Tensor:
-        """(G, T) position of the right image."""
+        """(G, T) position of the correct image."""
         return self._shaped([record["target"] for record in self.records])
 
     def choices(self, method: str) -> Tensor:
@@ -58,7 +58,7 @@ def answers_of(run: StoredRun) -> Answers:
     """All answers of a run.
 
     Raises:
-        UserError: the run is not finished, or nobody knows the right answers.
+        UserError: the run is not finished, or nobody knows the correct answers.
     """
     samples = _samples(run)
     if len({len(prompts) for prompts in samples.values()}) > 1:
@@ -67,7 +67,7 @@ def answers_of(run: StoredRun) -> Answers:
 
 
 def matched_answers(first: StoredRun, second: StoredRun, shared: bool = False) -> tuple[Answers, Answers]:
-    """The answers of two runs to the prompts that both were asked, in one order.
+    """The answers of two runs to the prompts that both have, in one order.
 
     A prompt is the same if sample id, caption and the images in the order shown are; a sample is shared if all of its
     prompts are.
@@ -75,26 +75,25 @@ def matched_answers(first: StoredRun, second: StoredRun, shared: bool = False) -
     Args:
         first: a run.
         second: another.
-        shared: compare on the shared samples where the runs were asked other prompts as well.
+        shared: compare on the shared samples where the runs have other prompts as well.
 
     Raises:
         UserError: the prompts are not the same ones and ``shared`` is not set; no sample is shared; or the runs do not
-            agree on a right answer.
+            agree on a correct answer.
     """
     ours, theirs = _samples(first), _samples(second)
-    whole = [question for question, prompts in ours.items() if prompts.keys() == theirs.get(question, {}).keys()]
-    if not whole or (not shared and len(whole) < max(len(ours), len(theirs))):
-        raise UserError(_unlike(first, second, ours, theirs, len(whole)))
-    pairs = [(ours[question][order], theirs[question][order]) for question in whole for order in ours[question]]
+    both = [question for question, prompts in ours.items() if prompts.keys() == theirs.get(question, {}).keys()]
+    if not both or (not shared and len(both) < max(len(ours), len(theirs))):
+        raise UserError(_unlike(first, second, ours, theirs, len(both)))
+    pairs = [(ours[question][order], theirs[question][order]) for question in both for order in ours[question]]
     for one, other in pairs:
         if one["target"] != other["target"]:
             raise UserError(
-                f"Sample {one['id']}: {first.path} and {second.path} do not agree which image is right; were the "
+                f"Sample {one['id']}: {first.path} and {second.path} do not agree which image is correct; were the "
                 "annotations changed?"
             )
     return tuple(  # type: ignore[return-value]  # two
-        Answers(run, records, len(whole))
-        for run, records in zip((first, second), zip(*pairs, strict=True), strict=True)
+        Answers(run, records, len(both)) for run, records in zip((first, second), zip(*pairs, strict=True), strict=True)
     )
 
 
@@ -103,7 +102,7 @@ def _samples(run: StoredRun) -> dict[Question, dict[Order, Record]]:
     samples: dict[Question, dict[Order, Record]] = {}
     for record in run.records():
         if record["target"] is None:
-            raise UserError(f"{run.path} holds predictions whose right answers nobody knows; compare runs of test.")
+            raise UserError(f"{run.path} holds predictions whose correct answers nobody knows; compare runs of test.")
         images = record["images"]
         question = (record["id"], record["caption"], tuple(sorted(images)))
         samples.setdefault(question, {})[tuple(images[index] for index in record["permutation"])] = record
@@ -117,16 +116,16 @@ def _unlike(
     second: StoredRun,
     ours: Mapping[Question, Mapping[Order, Record]],
     theirs: Mapping[Question, Mapping[Order, Record]],
-    whole: int,
+    num_shared: int,
 ) -> str:
-    """What to say where the prompts are not the same ones."""
+    """The error message where the prompts are not the same ones."""
     prompts = sum(len(orders.keys() & theirs.get(question, {}).keys()) for question, orders in ours.items())
-    asked = [sum(map(len, samples.values())) for samples in (ours, theirs)]
+    counts = [sum(map(len, samples.values())) for samples in (ours, theirs)]
     found = (
-        f"{first.path} and {second.path} share {prompts} prompts of {asked[0]} and {asked[1]}, and {whole} whole "
-        f"samples of {len(ours)} and {len(theirs)}"
+        f"{first.path} and {second.path} share {prompts} prompts of {counts[0]} and {counts[1]}, and {num_shared} "
+        f"whole samples of {len(ours)} and {len(theirs)}"
     )
-    if whole:
+    if num_shared:
         return f"{found}; compare on these with --shared true."
     if prompts:
         return f"{found}; test both with the same data.num_permutations and data.permutation_seed."

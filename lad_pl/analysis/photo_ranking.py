@@ -1,4 +1,4 @@
-"""A person's photos in the order in which they match a caption: the ranking, a table, a contact sheet."""
+"""Photos ranked by how well they match a caption: the ranking, its table and its contact sheet."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
+from lad_pl.analysis.table import Table, percent
 from lad_pl.data.images import open_image
 from lad_pl.data.photos import PhotoData, PhotoGroup
 from lad_pl.errors import UserError
@@ -26,7 +24,7 @@ Ranking = dict[str, Any]
 def rank_photos(
     records: Iterable[Mapping[str, Any]], data: PhotoData, settings: ReadoutSettings, rank_by: str
 ) -> list[Ranking]:
-    """Put the answers to all prompts together, one ranking per caption.
+    """Merge the answers to all prompts into one ranking per caption.
 
     Args:
         records: the lines of predictions.jsonl.
@@ -44,13 +42,13 @@ def rank_photos(
         prompts.setdefault(record["id"], []).append(record)
     rankings = []
     for number, caption in enumerate(data.captions):
-        asked = [prompts[f"{number}-{group}"] for group in range(len(data.groups))]
+        by_group = [prompts[f"{number}-{group}"] for group in range(len(data.groups))]
         probabilities, agreement = {}, {}
-        for readout in asked[0][0]["scores"]:
-            by_group = torch.stack([_by_photo(group, readout, settings) for group in asked])  # (G, T, N)
-            merged = by_group.mean(1).log_softmax(-1)
+        for readout in by_group[0][0]["scores"]:
+            log_probs = torch.stack([_by_photo(group, readout, settings) for group in by_group])  # (G, T, N)
+            merged = log_probs.mean(1).log_softmax(-1)
             probabilities[readout] = strengths(data.groups, merged, len(data.photos)).exp().tolist()
-            first = by_group.argmax(-1) == merged.argmax(-1)[:, None]
+            first = log_probs.argmax(-1) == merged.argmax(-1)[:, None]
             agreement[readout] = float(first.double().mean())
         order = sorted(range(len(data.photos)), key=lambda photo: -probabilities[rank_by][photo])
         photos = [
@@ -70,21 +68,22 @@ def _by_photo(prompts: Sequence[Mapping[str, Any]], readout: str, settings: Read
     return torch.stack(rows)
 
 
-def ranking_table(ranking: Ranking) -> Group:
+def ranking_table(ranking: Ranking) -> Table:
     """One row per photo, best first, with its probability by the ranking readout and by the model's own answer."""
     rank_by = ranking["rank_by"]
     readouts = [rank_by, *(["vanilla"] if "vanilla" in ranking["agreement"] and rank_by != "vanilla" else [])]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("", justify="right")
-    table.add_column("photo", overflow="fold")
-    for readout in readouts:
-        table.add_column(readout, justify="right")
-    for place, photo in enumerate(ranking["photos"], 1):
-        shares = (f"{100 * photo['probability'][readout]:.1f} %" for readout in readouts)
-        table.add_row(str(place), Text(photo["image"]), *shares)
-    told = ", ".join(f"{readout} {100 * ranking['agreement'][readout]:.0f} %" for readout in readouts)
-    note = f"The same photo came first whatever the order of the images: {told}."
-    return Group(Text(f"\n{ranking['caption']}", "bold"), table, Text(note, "dim"))
+    agreement = ", ".join(f"{readout} {percent(ranking['agreement'][readout], 0)} %" for readout in readouts)
+    return Table(
+        name="ranking",
+        title=ranking["caption"],
+        columns=["", "photo", *readouts],
+        rows=[
+            [str(place), photo["image"], *(f"{percent(photo['probability'][readout])} %" for readout in readouts)]
+            for place, photo in enumerate(ranking["photos"], 1)
+        ],
+        caption=f"The same photo came first whatever the order of the images: {agreement}.",
+        text_column=1,
+    )
 
 
 def write_contact_sheet(path: str | Path, rankings: Sequence[Ranking]) -> None:
@@ -108,9 +107,9 @@ def write_contact_sheet(path: str | Path, rankings: Sequence[Ranking]) -> None:
             thumbnail = open_image(Path(photo["image"]), upright=True)
             thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
             sheet.paste(thumbnail, (left, upper + _THUMBNAIL - thumbnail.height))
-            share = f"{100 * photo['probability'][ranking['rank_by']]:.1f} %"
-            words = _cut(f"{place + 1}  {share}  {Path(photo['image']).name}", font, _THUMBNAIL)
-            draw.text((left, upper + _THUMBNAIL), words, "black", font)
+            share = percent(photo["probability"][ranking["rank_by"]])
+            label = _cut(f"{place + 1}  {share} %  {Path(photo['image']).name}", font, _THUMBNAIL)
+            draw.text((left, upper + _THUMBNAIL), label, "black", font)
         top += height
     try:
         with atomic_write(path) as partial:

@@ -1,11 +1,12 @@
-"""How figures look, and how they get onto the page: drawn once by matplotlib, in the colours of whichever theme."""
+"""The look of every figure, the colours of the methods, and figures as files and as inline SVG in the page's theme."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from lad_pl.files import atomic_write
 INK, MUTED, LINE = "#1c2330", "#5d6675", "#c8ced8"
 VANILLA, CORRECTED, ATTENTION = "#d0561c", "#2773bd", "#15936b"
 OTHERS = ("#8a5fc7", "#b8860b", "#c2558f", "#3c9fb0", "#7a8a2b", "#95624a", "#6f7b8a")
-"""Middle tones, told apart by colour-blind people and legible on white and on near black."""
+"""Middle tones that colour-blind people can distinguish, legible on white and on near black."""
 
 WIDTH = 6.6
 """Inches; with 9-point letters the page shows them a little smaller than its text."""
@@ -56,26 +57,58 @@ _STYLE: Any = {  # the names of rcParams are literals to matplotlib's types
 
 
 @dataclass(frozen=True)
+class MethodStyle:
+    """How the line and the points of a method are drawn."""
+
+    colour: str
+    dash: str = "-"
+    marker: str = "o"
+
+
+# Related readouts share a colour, and differ in dash and marker.
+_METHODS = {
+    "vanilla": MethodStyle(VANILLA, "--", ""),
+    "pride": MethodStyle(OTHERS[1], "-", "v"),
+    "pride_reference": MethodStyle(OTHERS[1], ":", "v"),
+    "batch_calibration": MethodStyle(OTHERS[6], "-", "P"),
+    "raw_attention": MethodStyle(OTHERS[3], "-", "s"),
+    "purified_attention": MethodStyle(ATTENTION, "-", "D"),
+    "agd": MethodStyle(CORRECTED, "-", "o"),
+    "head_information": MethodStyle(OTHERS[0], "-", "^"),
+    "head_information_label_free": MethodStyle(OTHERS[0], ":", "<"),
+    "agd_head": MethodStyle(OTHERS[2], "-", "X"),
+    "agd_head_label_free": MethodStyle(OTHERS[2], ":", "X"),
+}
+_FURTHER = (OTHERS[4], OTHERS[5], *OTHERS[:4], OTHERS[6])
+
+
+def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
+    """A style for every method; those without one of their own get colours in their order."""
+    further = itertools.cycle(_FURTHER)
+    return {name: _METHODS.get(name) or MethodStyle(next(further), "-.", "*") for name in dict.fromkeys(names)}
+
+
+@dataclass(frozen=True)
 class Plot:
-    """A figure with what is to be said about it."""
+    """A figure with its texts on the page."""
 
     name: str
     """Of its files."""
-    title: str
-    """What it shows, as a finding."""
-    reading: str
-    """One or two sentences on how to read it."""
     figure: Figure
+    title: str = ""
+    """What it shows, as a finding."""
+    reading: str = ""
+    """One or two sentences on how to read it."""
 
     def __post_init__(self) -> None:
-        """Find every part's place once; the files and the page then only draw."""
+        """Lay the figure out once, not once for each file."""
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Our look, for what is drawn and saved inside."""
+    """The look of what is drawn and saved inside."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of run folders' names, in the PNG alone
         yield

@@ -1,8 +1,7 @@
-"""A run folder, read: what sweep, report and compare work from."""
+"""Reads the run folder of a finished stage: the input of sweep, report and compare."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from lad_pl.calibrate import load_calibration
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import read_prompts
 from lad_pl.evidence.table import EvidenceRecords
+from lad_pl.files import read_json
 from lad_pl.metrics import UNREADABLE
 from lad_pl.readouts import ReadoutSettings
 from lad_pl.run.folder import Record, RunFolder
@@ -49,25 +49,25 @@ class StoredRun:
         """The content of metrics.json.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: it is missing or damaged.
         """
-        return _read_json(self.folder.metrics(self.stage), self.stage)
+        return self._read(self.folder.metrics(self.stage))
 
     @cached_property
     def costs(self) -> dict[str, Any]:
         """The content of costs.json: forwards and seconds per prompt by method.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: it is missing or damaged.
         """
-        return _read_json(self.folder.costs(self.stage), self.stage)
+        return self._read(self.folder.costs(self.stage))
 
     @cached_property
     def calibration(self) -> Calibration:
         """The calibration that the results were made with.
 
         Raises:
-            UserError: there is none, it cannot be read, or it has been made anew on other samples.
+            UserError: there is none, it cannot be read, or it has been replaced by one on other samples.
         """
         calibration, provenance = load_calibration(self._calibration_path)
         if provenance["calibration_samples"] != self.report["settings"]["calibration_samples"]:
@@ -98,7 +98,7 @@ class StoredRun:
         """The lines of predictions.jsonl, in the order of :meth:`prompts`.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: it is missing or damaged.
         """
         path = self.folder.predictions(self.stage)
         try:
@@ -106,22 +106,14 @@ class StoredRun:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); run {self.stage} with that run folder again.") from error
 
+    def _read(self, path: Path) -> dict[str, Any]:
+        content = read_json(path, f"Run {self.stage} with --trainer.default_root_dir {self.path}.")
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is not what {self.stage} writes; run {self.stage} with that run folder again.")
+        return content
+
 
 def chosen_positions(records: Sequence[Record], method: str) -> Tensor:
     """(P,) position that a readout or method chose in each line of predictions.jsonl, or lad_pl.metrics.UNREADABLE."""
     chosen = [record["choices"][method] for record in records]
     return torch.tensor([UNREADABLE if position is None else position for position in chosen])
-
-
-def _read_json(path: Path, stage: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"There is no {path}; run {stage} with --trainer.default_root_dir {path.parent} first."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); run {stage} with that run folder again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no file of this toolkit.")
-    return content

@@ -37,7 +37,7 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
 
         auto_cli(download, args=list(arguments), as_positional=True, prog="lad_pl download", exit_on_error=False)
     elif command == "sweep":
-        from lad_pl.analysis.sweep import sweep
+        from lad_pl.analysis.sweep.command import sweep
 
         _on_runs(sweep, "run", None, command, arguments)
     elif command == "report":

@@ -15,7 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from lad_pl.analysis.report import metrics_table, rank_photos, ranking_table, recall_table, write_contact_sheet
+from lad_pl.analysis.photo_ranking import rank_photos, ranking_table, write_contact_sheet
+from lad_pl.analysis.table import metrics_table, recall_table
 from lad_pl.calibrate import load_calibration
 from lad_pl.cli.commands import SUMMARIES, run_command
 from lad_pl.cli.photo_options import HELP, add_photo_options, translated

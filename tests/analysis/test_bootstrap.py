@@ -1,15 +1,16 @@
-"""The paired bootstrap against scipy's, and against a plain loop."""
+"""The paired bootstrap and McNemar's test against SciPy's, and against plain loops."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
-from lad_pl.analysis.bootstrap import Difference, paired_bootstrap
+from lad_pl.analysis.bootstrap import Difference, mcnemar, paired_bootstrap, rstd_differences
 
 
 def _answers(advantage: float, num_samples: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,3 +74,52 @@ def test_what_does_not_pair_is_refused():
         paired_bootstrap(torch.ones(3, 5).bool(), torch.ones(4, 5).bool())
     with pytest.raises(ValueError, match="one shape"):
         paired_bootstrap(torch.ones(0, 5).bool(), torch.ones(0, 5).bool())
+
+
+@pytest.mark.parametrize(("worse", "better"), [(0, 0), (0, 1), (3, 3), (1, 9), (40, 12), (700, 801), (20_000, 20_500)])
+def test_mcnemar_is_the_binomial_test(worse: int, better: int) -> None:
+    expected = binomtest(worse, worse + better).pvalue if worse + better else 1.0
+    assert mcnemar(worse, better) == pytest.approx(expected, rel=1e-6)
+
+
+def test_rstd_differences_against_a_plain_bootstrap() -> None:
+    """Samples drawn one by one, recall by position counted in loops, from another generator."""
+    generator = torch.Generator().manual_seed(3)
+    targets = torch.randint(4, (60, 5), generator=generator)
+    chance = torch.tensor([0.9, 0.5, 0.8, 0.3])[targets]
+    a = torch.rand(60, 5, generator=generator) < chance
+    b = torch.rand(60, 5, generator=generator) < 0.7
+    paired = rstd_differences([(a, b), (b, b)], targets, 4, draws=4000, seed=0)
+
+    def rstd(correct: torch.Tensor, rows: Any) -> float:
+        recalls = [correct[rows][targets[rows] == position].double().mean().item() for position in range(4)]
+        return float(np.std(recalls, ddof=1))
+
+    draws = np.random.default_rng(99)
+    drawn = []
+    for _ in range(700):
+        rows = draws.integers(60, size=60)
+        drawn.append(rstd(b, rows) - rstd(a, rows))
+    everything = np.arange(60)
+    assert paired[0].a == pytest.approx(rstd(a, everything))
+    assert paired[0].b == pytest.approx(rstd(b, everything))
+    difference = paired[0].difference
+    assert difference.mean == pytest.approx(paired[0].b - paired[0].a)
+    assert difference.low == pytest.approx(np.quantile(drawn, 0.025), abs=0.015)
+    assert difference.high == pytest.approx(np.quantile(drawn, 0.975), abs=0.015)
+    assert difference.high < 0 and difference.p < 0.05
+    assert (paired[1].difference.low, paired[1].difference.high, paired[1].difference.p) == (0, 0, 1)
+
+
+def test_rstd_without_two_positions_is_undefined() -> None:
+    correct, targets = torch.ones(6, 1).bool(), torch.zeros(6, 1).long()
+    paired = rstd_differences([(correct, correct)], targets, 4, draws=50, seed=0)[0]
+    assert np.isnan([paired.a, paired.b, paired.difference.mean, paired.difference.low, paired.difference.p]).all()
+
+
+def test_rstd_of_one_sample_says_nothing_about_chance() -> None:
+    """Its permutations have an RStd, but drawing it again and again has no spread."""
+    a, b = torch.tensor([[True, False]]), torch.tensor([[True, True]])
+    paired = rstd_differences([(a, b)], torch.tensor([[0, 1]]), 2, draws=50, seed=0)[0]
+    assert paired.difference.mean == pytest.approx(-np.std([1, 0], ddof=1))
+    assert np.isnan([paired.difference.low, paired.difference.high, paired.difference.p]).all()

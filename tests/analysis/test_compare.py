@@ -1,4 +1,4 @@
-"""Two runs side by side, on made-up run folders; statistics against SciPy and plain loops."""
+"""Two runs side by side, on made-up run folders."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from scipy.stats import binomtest
 from synthetic_run import synthetic_run
 
 from lad_pl import ReadoutSettings, UserError
-from lad_pl.analysis.bootstrap import mcnemar, rstd_differences
 from lad_pl.analysis.compare import compare
+from lad_pl.analysis.table import points
 from lad_pl.cli.commands import run_command
 
 Record = dict[str, Any]
@@ -77,8 +74,8 @@ def test_two_runs_are_compared_readout_by_readout(run_a: Path, run_b: Path) -> N
             assert paired.b == pytest.approx(stored(run_b, method.name)[name])
             assert paired.difference.mean == pytest.approx(paired.b - paired.a)
             assert paired.difference.low <= paired.difference.mean <= paired.difference.high
-        right = [tuple(r["choices"][method.name] == r["target"] for r in pair) for pair in pairs]
-        assert (method.worse, method.better) == (right.count((True, False)), right.count((False, True)))
+        correct = [tuple(r["choices"][method.name] == r["target"] for r in pair) for pair in pairs]
+        assert (method.worse, method.better) == (correct.count((True, False)), correct.count((False, True)))
         differing += method.worse + method.better
     assert differing > 10
     assert comparison.settings == {
@@ -138,9 +135,9 @@ def test_runs_that_cannot_be_compared(run_a: Path, changed, tmp_path: Path) -> N
         compare([run_a, fewer], shared=True)
     with pytest.raises(UserError, match="share no prompt"):
         compare([run_a, changed(lambda records: [{**record, "id": "x" + record["id"]} for record in records])])
-    with pytest.raises(UserError, match=r"Sample test-0: .* do not agree which image is right"):
+    with pytest.raises(UserError, match=r"Sample test-0: .* do not agree which image is correct"):
         compare([run_a, changed(lambda records: [{**records[0], "target": 3 - records[0]["target"]}, *records[1:]])])
-    with pytest.raises(UserError, match="right answers nobody knows"):
+    with pytest.raises(UserError, match="correct answers nobody knows"):
         compare([run_a, changed(lambda records: [{**record, "target": None} for record in records])])
     with pytest.raises(UserError, match="holds no predictions"):
         compare([run_a, changed(lambda records: [])])
@@ -151,7 +148,7 @@ def test_runs_that_cannot_be_compared(run_a: Path, changed, tmp_path: Path) -> N
 
 
 def test_an_unreadable_answer_is_wrong_and_no_image(run_a: Path, changed) -> None:
-    """Sample 0's answers all become unreadable: it cannot be right, nor consistent."""
+    """Sample 0's answers all become unreadable: it cannot be correct, nor consistent."""
 
     def muted(records: list[Record]) -> list[Record]:
         for record in records[:5]:
@@ -201,7 +198,7 @@ def test_the_command_prints_and_writes(run_a: Path, run_b: Path, tmp_path: Path,
     printed = capsys.readouterr().out
     assert 'readout.recipe: A "reference", B "paper"' in printed
     agd = expected.methods[0]
-    shown = f"{100 * agd.accuracy.a:.1f}", f"{100 * agd.accuracy.b:.1f}", f"{100 * agd.accuracy.difference.mean:+.1f}"
+    shown = f"{100 * agd.accuracy.a:.1f}", f"{100 * agd.accuracy.b:.1f}", points(agd.accuracy.difference.mean)
     assert any(line.split()[:4] == ["agd", *shown] for line in printed.splitlines())
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert written["readouts"] == [method.record() for method in expected.methods]
@@ -225,47 +222,3 @@ def test_mistakes_on_the_command_line(run_a: Path, tmp_path: Path) -> None:
         run_command("compare", [])
     with pytest.raises(ArgumentError, match="reedouts"):
         run_command("compare", [str(run_a), "--reedouts", "[agd]"])
-
-
-# ------------------------------------------------------------------------------------------------------------ the maths
-
-
-@pytest.mark.parametrize(("worse", "better"), [(0, 0), (0, 1), (3, 3), (1, 9), (40, 12), (700, 801), (20_000, 20_500)])
-def test_mcnemar_is_the_binomial_test(worse: int, better: int) -> None:
-    expected = binomtest(worse, worse + better).pvalue if worse + better else 1.0
-    assert mcnemar(worse, better) == pytest.approx(expected, rel=1e-6)
-
-
-def test_rstd_differences_against_a_plain_bootstrap() -> None:
-    """Samples drawn one by one, recall by position counted in loops, from another generator."""
-    generator = torch.Generator().manual_seed(3)
-    targets = torch.randint(4, (60, 5), generator=generator)
-    chance = torch.tensor([0.9, 0.5, 0.8, 0.3])[targets]
-    a = torch.rand(60, 5, generator=generator) < chance
-    b = torch.rand(60, 5, generator=generator) < 0.7
-    paired = rstd_differences([(a, b), (b, b)], targets, 4, draws=4000, seed=0)
-
-    def rstd(right: torch.Tensor, rows: Any) -> float:
-        recalls = [right[rows][targets[rows] == position].double().mean().item() for position in range(4)]
-        return float(np.std(recalls, ddof=1))
-
-    draws = np.random.default_rng(99)
-    drawn = []
-    for _ in range(700):
-        rows = draws.integers(60, size=60)
-        drawn.append(rstd(b, rows) - rstd(a, rows))
-    everything = np.arange(60)
-    assert paired[0].a == pytest.approx(rstd(a, everything))
-    assert paired[0].b == pytest.approx(rstd(b, everything))
-    difference = paired[0].difference
-    assert difference.mean == pytest.approx(paired[0].b - paired[0].a)
-    assert difference.low == pytest.approx(np.quantile(drawn, 0.025), abs=0.015)
-    assert difference.high == pytest.approx(np.quantile(drawn, 0.975), abs=0.015)
-    assert difference.high < 0 and difference.p < 0.05
-    assert (paired[1].difference.low, paired[1].difference.high, paired[1].difference.p) == (0, 0, 1)
-
-
-def test_rstd_without_two_positions_is_undefined() -> None:
-    right, targets = torch.ones(6, 1).bool(), torch.zeros(6, 1).long()
-    paired = rstd_differences([(right, right)], targets, 4, draws=50, seed=0)[0]
-    assert np.isnan([paired.a, paired.b, paired.difference.mean, paired.difference.low, paired.difference.p]).all()

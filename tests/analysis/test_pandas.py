@@ -53,7 +53,7 @@ def test_evidence_is_a_table(run: Path, name: str) -> None:
     assert layers == pytest.approx(prompts.evidence.layer_attention.numpy())
 
 
-def test_how_often_the_most_attended_image_is_the_right_one(run: Path) -> None:
+def test_how_often_the_most_attended_image_is_the_correct_one(run: Path) -> None:
     e = pd.read_parquet(run / "evidence.parquet")
     n = len(e["permutation"][0])
     seen = e["attention"].map(lambda mass: mass.reshape(-1, n).mean(0).argmax()).eq(e["target"]).mean()

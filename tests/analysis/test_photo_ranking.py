@@ -12,7 +12,6 @@ import torch
 from lad_pl import UserError
 from lad_pl.analysis.photo_ranking import strengths
 from lad_pl.data.photos import groups
-from lad_pl.readouts import READOUTS, ReadoutSettings, log_probabilities
 
 
 @pytest.mark.parametrize(("m", "n", "rounds"), [(5, 4, 1), (12, 4, 3), (13, 4, 2), (100, 8, 1), (9, 2, 1), (30, 7, 4)])
@@ -69,15 +68,3 @@ def test_a_photo_that_always_wins_comes_first() -> None:
     found = strengths(dealt, certain, 5)
     assert torch.isfinite(found).all()
     assert found.argmax() == 0
-
-
-def test_every_readout_becomes_a_probability_in_its_own_way() -> None:
-    settings = ReadoutSettings(temperature=5.0)
-    mass = torch.tensor([0.3, 0.1, 0.2])
-    for name in READOUTS:
-        assert log_probabilities(name, mass, settings).exp().sum() == pytest.approx(1)
-    torch.testing.assert_close(log_probabilities("raw_attention", mass, settings).exp(), mass / 0.6)
-    torch.testing.assert_close(log_probabilities("purified_attention", mass / 0.6, settings).exp(), mass / 0.6)
-    torch.testing.assert_close(log_probabilities("agd", mass.log(), settings).exp(), mass / 0.6)
-    torch.testing.assert_close(log_probabilities("head_information", mass, settings), (5 * mass).log_softmax(0))
-    assert torch.isfinite(log_probabilities("raw_attention", torch.tensor([0.0, 1.0]), settings)).all()

@@ -32,7 +32,6 @@ from lad_pl.analysis.report.profiles import (
     reliability,
 )
 from lad_pl.analysis.report.reported_run import read_run
-from lad_pl.analysis.table import WrittenTable
 from lad_pl.cli.commands import run_command
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import read_prompts
@@ -144,8 +143,8 @@ def test_attention_is_read_where_it_looks_at_the_images():
 
 
 def test_found_when_wrong_counts_wrong_answers_alone():
-    right, attention = torch.tensor([1, 1, 0, 0, 0]).bool(), torch.tensor([1, 0, 1, 1, 0]).bool()
-    assert found_when_wrong(right, attention) == pytest.approx(2 / 3)
+    correct, attention = torch.tensor([1, 1, 0, 0, 0]).bool(), torch.tensor([1, 0, 1, 1, 0]).bool()
+    assert found_when_wrong(correct, attention) == pytest.approx(2 / 3)
 
 
 def test_the_calibration_error_is_torchmetrics():
@@ -161,26 +160,11 @@ def test_the_calibration_error_is_torchmetrics():
 def test_the_gallery_takes_every_kind_in_turn():
     base = torch.tensor([[1, 1], [1, 0], [0, 0], [1, 1], [0, 0], [1, 1]]).bool()
     corrected = torch.tensor([[1, 1], [1, 1], [0, 0], [1, 0], [1, 1], [1, 1]]).bool()
-    assert choose(base, corrected, 4) == [3, 1, 2, 0]  # spoilt, mended, both wrong, both right
+    assert choose(base, corrected, 4) == [3, 1, 2, 0]  # broken, fixed, both wrong, both correct
     assert choose(base, corrected, 99) == [3, 1, 2, 0, 4, 5]
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
-
-
-def test_tables_escape_what_their_languages_take_for_commands():
-    nasty = r"50% of a_b & {c} #1 \x ~ ^ $y$ | *z*"
-    table = WrittenTable("t", nasty, ("method", "value"), [(nasty, "1 ± 2")], [{"method": nasty, "value": 1.5}],
-                         best=frozenset({(0, 1)}))  # fmt: skip
-    latex = table.latex()
-    row = next(line for line in latex.splitlines() if line.startswith("50"))
-    escaped = (
-        r"50\% of a\_b \& \{c\} \#1 \textbackslash{}x \textasciitilde{} \textasciicircum{} \$y\$ | *z*"
-        r" & \textbf{1 $\pm$ 2} \\"
-    )
-    assert row == escaped and r"\caption{" + escaped.split(" & ")[0] + "}" in latex
-    assert r"\| \*z\*" in table.markdown() and "**1 ± 2**" in table.markdown()
-    assert list(csv.DictReader(table.csv().splitlines())) == [{"method": nasty, "value": "1.5"}]
 
 
 def test_files_lie_beside_the_page(page):
@@ -215,7 +199,7 @@ def test_the_results_table_holds_the_runs_metrics(page, hostile_run):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         report([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="run test"):
+    with pytest.raises(UserError, match="Run test"):
         report([tmp_path])
     with pytest.raises(UserError, match="Name a run folder"):
         report([])
@@ -223,8 +207,8 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("metrics.json", "damaged"), ("evidence.parquet", "truncated"), ("predictions.jsonl", "cannot be read"),
-     ("costs.json", "damaged")],
+    [("metrics.json", "not valid JSON"), ("evidence.parquet", "truncated"), ("predictions.jsonl", "cannot be read"),
+     ("costs.json", "not valid JSON")],
 )  # fmt: skip
 def test_a_truncated_file_is_named(small_run, file, message):
     content = (small_run / file).read_bytes()
@@ -415,13 +399,13 @@ def test_images_are_shown_and_missing_ones_are_counted(fresh):
 
 
 @pytest.mark.parametrize("method", ["agd", "pride", METHOD])
-@pytest.mark.parametrize(("base", "other"), [("wrong", "right"), ("right", "wrong"), ("wrong", "wrong")])
+@pytest.mark.parametrize(("base", "other"), [("wrong", "correct"), ("correct", "wrong"), ("wrong", "wrong")])
 def test_outcomes_are_filtered(fresh, hostile_run, method, base, other):
     _choose(fresh, "method", method)
     _choose(fresh, "outcome", f"{base}-{other}")
 
     def outcome(record: dict[str, Any], name: str) -> str:
-        return "right" if record["choices"][name] == record["target"] else "wrong"
+        return "correct" if record["choices"][name] == record["target"] else "wrong"
 
     expected = sum(
         (outcome(record, "vanilla"), outcome(record, method)) == (base, other) for record in _records(hostile_run)

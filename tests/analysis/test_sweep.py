@@ -1,4 +1,4 @@
-"""``sweep``: every setting equals calibrating and reading out by itself; draws, tables, plots, mistakes."""
+"""``sweep``: every setting equals calibrating and reading out by itself; subsets, tables, plots, mistakes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ import torch
 from PIL import Image
 from synthetic_run import synthetic_run
 
+from lad_pl.analysis.plot_style import style
 from lad_pl.analysis.stored_run import StoredRun
-from lad_pl.analysis.sweep import evaluate, plots
-from lad_pl.analysis.sweep import sweep as sweep_with_plots
-from lad_pl.analysis.sweep.calibration_subsets import Calibrations, Draw, all_layers, draws_of, layer_sets
-from lad_pl.analysis.sweep.evaluate import METRICS, Evaluation, score
-from lad_pl.analysis.sweep.results import About, Summary
-from lad_pl.analysis.sweep.settings_grid import HEAD_READOUTS, Setting, Stored, factors_of, make_plan, product
+from lad_pl.analysis.sweep import evaluate
+from lad_pl.analysis.sweep.calibration_subsets import (
+    Calibrations,
+    CalibrationSubset,
+    all_layers,
+    draw_subsets,
+    layer_sets,
+)
+from lad_pl.analysis.sweep.command import sweep as sweep_with_plots
+from lad_pl.analysis.sweep.evaluate import SCORED, Evaluation, score
+from lad_pl.analysis.sweep.plots import make_plots
+from lad_pl.analysis.sweep.results import Summary, SweptRun
+from lad_pl.analysis.sweep.settings_grid import Setting, Stored, factors_of, make_grid, product
 from lad_pl.calibrate import calibrate
 from lad_pl.cli.commands import run_command
 from lad_pl.errors import UserError
@@ -56,14 +64,16 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 # ----------------------------------------------------------------------------------------------------------- arithmetic
 
 
-def by_itself(run: StoredRun, readout: str, values: dict, draw: Draw, settings: ReadoutSettings) -> torch.Tensor:
+def by_itself(
+    run: StoredRun, readout: str, values: dict, subset: CalibrationSubset, settings: ReadoutSettings
+) -> torch.Tensor:
     """Scores as lad_pl has them when only these layers are captured and only these samples calibrated on."""
-    passes, prompts, places = run.calibration_prompts(), run.prompts(), list(values["layers"].places)
+    passes, prompts, places = run.calibration_prompts(), run.prompts(), list(values["layers"].indices)
 
     def on_layers(evidence: Evidence) -> Evidence:
         return Evidence(evidence.log_probs, evidence.attention[:, places], evidence.layer_attention[:, places])
 
-    rows = torch.isin(passes.sample_index, passes.sample_index.unique()[list(draw.samples)])
+    rows = torch.isin(passes.sample_index, passes.sample_index.unique()[list(subset.samples)])
     calibration = calibrate(
         on_layers(passes.evidence[rows]), passes.targets[rows], passes.permutations[rows], passes.sample_index[rows]
     )
@@ -72,37 +82,43 @@ def by_itself(run: StoredRun, readout: str, values: dict, draw: Draw, settings: 
 
 
 @pytest.mark.parametrize(
-    ("readout", "batch"), [*((name, "calibration") for name in READOUTS), ("batch_calibration", "test")]
+    ("readout", "batch"),
+    [
+        *((name, "calibration") for name in (*READOUTS, "half_half", "mean_attention")),
+        ("batch_calibration", "test"),
+        ("half_half", "test"),
+    ],
 )
+@pytest.mark.usefixtures("own_readouts")
 def test_every_setting_equals_calibrating_and_reading_out_by_itself(
     run: StoredRun, readout: str, batch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "PROMPTS_AT_A_TIME", 37)
     monkeypatch.setattr(evaluate, "_WEIGHTINGS_AT_A_TIME", 3)
-    draw_values = random.Random(readout)
+    generator = random.Random(readout)
     sets = layer_sets(["all", "each", "22+25", "21-24"], STORED_LAYERS)
     settings: list[Setting] = []
     expected: list[torch.Tensor] = []
     for _ in range(8):
-        layers = draw_values.choice(sets)
+        layers = generator.choice(sets)
         # Factors that do not matter to the readout vary too: leaving them out of the setting must change nothing.
         own = ReadoutSettings(
-            recipe=draw_values.choice(["reference", "paper"]),
-            top_layers=draw_values.randint(1, len(layers)),
-            temperature=draw_values.choice([0.3, 1.0, 5.0, 20.0]),
-            head_exponent=draw_values.choice([0.0, 0.5, 2.0, 3.0]),
+            recipe=generator.choice(["reference", "paper"]),
+            top_layers=generator.randint(1, len(layers)),
+            temperature=generator.choice([0.3, 1.0, 5.0, 20.0]),
+            head_exponent=generator.choice([0.0, 0.5, 2.0, 3.0]),
             batch=batch,
         )
-        draw = draw_values.choice(draws_of(6, draw_values.randint(1, 6), 4))
+        subset = generator.choice(draw_subsets(6, generator.randint(1, 6), 4))
         values = {
             **{name: getattr(own, name) for name in ("recipe", "top_layers", "temperature", "head_exponent")},
             "layers": layers,
-            "num_calibration": len(draw.samples),
+            "num_calibration": len(subset.samples),
         }
         lists = {name: [value] for name, value in values.items()}
         base = ReadoutSettings(batch=batch)
-        settings += product([readout], lists, lambda size, draw=draw: [draw], base)
-        expected.append(by_itself(run, readout, values, draw, own).argmax(-1))
+        settings += product([readout], lists, lambda size, subset=subset: [subset], base)
+        expected.append(by_itself(run, readout, values, subset, own).argmax(-1))
     prompts = run.prompts()
     evaluation = Evaluation(settings, Calibrations(run.calibration_prompts()), base, prompts.evidence.log_probs)
     chosen = torch.cat(list(evaluation.choices([prompts])), 1)
@@ -113,19 +129,19 @@ def test_every_setting_equals_calibrating_and_reading_out_by_itself(
     for ours, theirs in zip(
         score(chosen, prompts), metrics_of(dict(enumerate(expected)), prompts).values(), strict=True
     ):
-        assert ours == pytest.approx({name: theirs[name] for name in METRICS}, abs=1e-12)
+        assert ours == pytest.approx({name: theirs[name] for name in SCORED}, abs=1e-12)
 
 
 def test_head_scores_are_those_of_the_readout(run: StoredRun) -> None:
     prompts, calibrations = run.prompts(), Calibrations(run.calibration_prompts())
     layers = layer_sets(["22+24"], STORED_LAYERS)[0]
-    draw = Draw(0, (1, 4))
-    setting = Setting("head_information_label_free", layers=layers, head_exponent=3.0, num_calibration=2, draw=draw)
+    subset = CalibrationSubset(0, (1, 4))
+    setting = Setting("head_information_label_free", layers=layers, head_exponent=3.0, num_calibration=2, subset=subset)
     evaluation = Evaluation([setting], calibrations, ReadoutSettings(), prompts.evidence.log_probs)
     ((_, weights, offsets),) = evaluation._weights
     ours = torch.einsum("lh,plhn->pn", weights.view(5, 3), prompts.evidence.attention.log()) - offsets
     values = {"layers": layers}
-    theirs = by_itself(run, setting.readout, values, draw, ReadoutSettings(head_exponent=3.0))
+    theirs = by_itself(run, setting.readout, values, subset, ReadoutSettings(head_exponent=3.0))
     np.testing.assert_allclose(ours - ours.mean(-1, keepdim=True), theirs, atol=1e-9)
 
 
@@ -160,7 +176,7 @@ def test_the_runs_own_settings_give_the_runs_own_metrics(run_folder: Path, tmp_p
     report = json.loads((run_folder / "metrics.json").read_text())["readouts"]
     assert [result.setting.readout for result in results] == list(report)
     for result in results:
-        assert result.scores == pytest.approx({name: report[result.setting.readout][name] for name in METRICS})
+        assert result.scores == pytest.approx({name: report[result.setting.readout][name] for name in SCORED})
 
 
 def test_one_permutation_has_no_spread(tmp_path: Path) -> None:
@@ -180,29 +196,29 @@ def test_torch_keeps_its_threads(run_folder: Path, tmp_path: Path) -> None:
     torch.set_num_threads(before)
 
 
-# ----------------------------------------------------------------------------------------------------- draws and grids
+# --------------------------------------------------------------------------------------------------- subsets and grids
 
 
-def test_draws_are_seeded_different_and_all_where_there_are_no_more() -> None:
-    twenty = draws_of(10, 5, 20, seed=3)
-    assert twenty == draws_of(10, 5, 20, seed=3) != draws_of(10, 5, 20, seed=4)
-    assert len({draw.samples for draw in twenty}) == 20
-    assert all(len(set(draw.samples)) == 5 and set(draw.samples) <= set(range(10)) for draw in twenty)
-    assert [draw.samples for draw in draws_of(5, 3, 100)] == list(itertools.combinations(range(5), 3))
-    assert [draw.samples for draw in draws_of(5, 5, 20)] == [(0, 1, 2, 3, 4)]
+def test_subsets_are_seeded_different_and_all_where_there_are_no_more() -> None:
+    twenty = draw_subsets(10, 5, 20, seed=3)
+    assert twenty == draw_subsets(10, 5, 20, seed=3) != draw_subsets(10, 5, 20, seed=4)
+    assert len({subset.samples for subset in twenty}) == 20
+    assert all(len(set(subset.samples)) == 5 and set(subset.samples) <= set(range(10)) for subset in twenty)
+    assert [subset.samples for subset in draw_subsets(5, 3, 100)] == list(itertools.combinations(range(5), 3))
+    assert [subset.samples for subset in draw_subsets(5, 5, 20)] == [(0, 1, 2, 3, 4)]
     state = random.getstate(), torch.get_rng_state()
-    draws_of(10, 5, 20)
+    draw_subsets(10, 5, 20)
     assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
 
 
-def test_a_calibration_holds_the_drawn_samples_and_no_other(run: StoredRun) -> None:
+def test_a_calibration_holds_the_samples_of_its_subset_and_no_other(run: StoredRun) -> None:
     passes = run.calibration_prompts()
     rows = (passes.sample_index == 2) | (passes.sample_index == 5)
     expected = calibrate(
         passes.evidence[rows], passes.targets[rows], passes.permutations[rows], passes.sample_index[rows]
     )
     calibrations = Calibrations(passes)
-    got = calibrations.of(Draw(0, (2, 5)), None)
+    got = calibrations.of(CalibrationSubset(0, (2, 5)), None)
     for name, value in expected.state().items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(got.state()[name])), name
     assert calibrations.names((2, 5)) == ["cal-2", "cal-5"]
@@ -236,9 +252,9 @@ def test_given_values_are_combined(run_folder: Path, tmp_path: Path) -> None:
     assert len(rows) == len(results)
     for row, result in zip(rows, results, strict=True):
         assert float(row["accuracy"]) == result.scores["accuracy"]
-        if result.setting.draw is not None:
-            assert row["calibration_samples"].split() == [f"cal-{place}" for place in result.setting.draw.samples]
-            assert int(row["num_calibration"]) == len(result.setting.draw.samples)
+        if result.setting.subset is not None:
+            assert row["calibration_samples"].split() == [f"cal-{place}" for place in result.setting.subset.samples]
+            assert int(row["num_calibration"]) == len(result.setting.subset.samples)
     assert rows[-1]["top_layers"] == rows[-1]["draw"] == rows[-1]["calibration_samples"] == ""
 
 
@@ -247,7 +263,7 @@ def test_a_repeated_value_counts_once(run_folder: Path, tmp_path: Path) -> None:
     assert [str(result.setting.layers) for result in results] == ["all", "21"]
 
 
-def test_k_is_cut_to_what_a_set_of_layers_has(run_folder: Path, tmp_path: Path) -> None:
+def test_k_is_lowered_to_what_a_set_of_layers_has(run_folder: Path, tmp_path: Path) -> None:
     results = sweep(run_folder, "raw_attention", layers=["each", "22-24", "all"], out=tmp_path)
     assert [(str(r.setting.layers), r.setting.top_layers) for r in results] == [
         *((str(layer), 1) for layer in STORED_LAYERS),
@@ -262,20 +278,20 @@ def test_without_values_every_factor_is_varied_by_itself() -> None:
     stored = Stored(
         ("vanilla", "pride", "agd"), tuple(range(21, 36)), 10, ReadoutSettings(top_layers=7, temperature=4.0)
     )
-    plan = make_plan(stored, {}, None, 20, 0)
-    own = plan.reference
+    grid = make_grid(stored, {}, None, 20, 0)
+    own = grid.reference
     assert own["top_layers"] == 7 and own["temperature"] == 4.0 and own["num_calibration"] == 10
-    assert len(set(plan.settings)) == len(plan.settings)
-    readouts = {setting.readout for setting in plan.settings}
+    assert len(set(grid.settings)) == len(grid.settings)
+    readouts = {setting.readout for setting in grid.settings}
     assert readouts >= {"vanilla", "pride", "raw_attention", "purified_attention", "agd", "head_information_label_free"}
-    for setting in plan.settings:
-        assert sum(not plan._is_held(setting, factor) for factor in plan.varied) <= 1, setting
-    assert plan.varied["recipe"] == ("reference", "paper")
-    assert {1, 2, 7, 15} <= set(plan.varied["top_layers"])
-    assert {1.0, 4.0, 5.0} <= set(plan.varied["temperature"])
-    assert plan.varied["num_calibration"] == (1, 2, 3, 5, 10)
-    assert [str(layers) for layers in plan.varied["layers"]] == [*map(str, range(21, 36)), "21-27", "28-35", "all"]
-    of_five = [setting for setting in plan.settings if setting.readout == "agd" and setting.num_calibration == 5]
+    for setting in grid.settings:
+        assert sum(not grid._is_held(setting, factor) for factor in grid.varied) <= 1, setting
+    assert grid.varied["recipe"] == ("reference", "paper")
+    assert {1, 2, 7, 15} <= set(grid.varied["top_layers"])
+    assert {1.0, 4.0, 5.0} <= set(grid.varied["temperature"])
+    assert grid.varied["num_calibration"] == (1, 2, 3, 5, 10)
+    assert [str(layers) for layers in grid.varied["layers"]] == [*map(str, range(21, 36)), "21-27", "28-35", "all"]
+    of_five = [setting for setting in grid.settings if setting.readout == "agd" and setting.num_calibration == 5]
     assert len(of_five) == 20
 
 
@@ -290,13 +306,13 @@ def test_readouts_without_values_are_ablated(run_folder: Path, tmp_path: Path) -
 
 def test_every_readout_has_its_factors() -> None:
     assert all(isinstance(factors_of(name, ReadoutSettings()), tuple) for name in READOUTS)
-    assert set(READOUTS) >= HEAD_READOUTS
+    assert factors_of("batch_calibration", ReadoutSettings(batch="test")) == ()
 
 
 def test_layer_sets() -> None:
     stored = (3, 7, 8, 9)
     sets = layer_sets(["all", "7-9", "3+8", 9, "each", "3+7-9"], stored)
-    assert [(str(layers), layers.places) for layers in sets] == [
+    assert [(str(layers), layers.indices) for layers in sets] == [
         ("all", (0, 1, 2, 3)),
         ("7-9", (1, 2, 3)),
         ("3+8", (0, 2)),
@@ -335,17 +351,19 @@ def test_the_ablations_are_plotted(ablations: Path) -> None:
 def test_a_line_runs_from_left_to_right_whatever_order_is_asked_for() -> None:
     stored = Stored(("agd",), STORED_LAYERS, 6, ReadoutSettings())
     options = {"temperature": [5, 1.0, 2], "layers": ["all", "23", "21-22", "21"]}
-    plan = make_plan(stored, options, None, 1, 0)
-    scores = dict.fromkeys(METRICS, 0.5)
-    found = [Summary(setting.without_draw(), 1, scores, dict.fromkeys(METRICS)) for setting in plan.settings]
-    about = About("run", "test", 4, 20, 5, STORED_LAYERS)
-    lines = {factor: plots._over_factor(factor, plan, found, about).axes[0].lines for factor in options}
-    assert lines["temperature"][0].get_xdata().tolist() == lines["temperature"][1].get_xdata().tolist() == [1, 2, 5]
-    assert lines["layers"][0].get_xdata().tolist() == [0, 1]  # single layers are joined
-    assert lines["layers"][1].get_xdata().tolist() == pytest.approx([0, 1, 2.7, 3.7])  # sets stand by themselves
+    grid = make_grid(stored, options, None, 1, 0)
+    scores = dict.fromkeys(SCORED, 0.5)
+    found = [Summary(setting.without_subset(), 1, scores, dict.fromkeys(SCORED)) for setting in grid.settings]
+    run = SweptRun("run", "test", 4, 20, 5, STORED_LAYERS)
+    with style():
+        lines = {plot.name: plot.figure.axes[0].lines for plot in make_plots(grid, found, run)}
+    temperature, layers = lines["accuracy_over_temperature"], lines["accuracy_over_layers"]
+    assert temperature[0].get_xdata().tolist() == temperature[1].get_xdata().tolist() == [1, 2, 5]
+    assert layers[0].get_xdata().tolist() == [0, 1]  # single layers are joined
+    assert layers[1].get_xdata().tolist() == pytest.approx([0, 1, 2.7, 3.7])  # sets stand by themselves
 
 
-def test_the_tables_hold_the_means_over_draws(ablations: Path) -> None:
+def test_the_tables_hold_the_means_over_subsets(ablations: Path) -> None:
     text = (ablations / "sweep.md").read_text(encoding="utf-8")
     assert text.startswith("# Sweep of my $run (test): N = 4 images, 20 samples x 5 permutations")
     assert all(f"![{name}]({name}.png)" in text for name in PLOTS)
@@ -420,7 +438,7 @@ def test_what_the_store_cannot_give_is_one_clear_line(
 
 
 def test_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run test with"):
+    with pytest.raises(UserError, match="Run test with"):
         sweep(tmp_path)
 
 
@@ -463,6 +481,6 @@ def _belong(folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(report))
 
 
-def test_a_setting_without_its_draw() -> None:
-    setting = Setting("agd", num_calibration=2, draw=Draw(1, (0, 3)))
-    assert setting.without_draw() == replace(setting, draw=None)
+def test_a_setting_without_its_subset() -> None:
+    setting = Setting("agd", num_calibration=2, subset=CalibrationSubset(1, (0, 3)))
+    assert setting.without_subset() == replace(setting, subset=None)

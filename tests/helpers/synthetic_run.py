@@ -52,7 +52,7 @@ def synthetic_run(
         readouts: in metrics.json and predictions.jsonl.
         methods: names of methods with passes of their own that are to be there as well, a little better than vanilla.
         readout: the free choices of the correction.
-        clarity: how clearly attention tells the right image; 0: not at all.
+        clarity: how clearly attention identifies the correct image; 0: not at all.
     """
     path = Path(path)
     shape = {"n": n, "layers": layers, "heads": heads, "bias_seed": seed, "clarity": clarity}
@@ -106,8 +106,8 @@ def synthetic_prompts(
 ) -> EvidenceRecords:
     """Prompts of ``samples`` samples, each under the given permutations.
 
-    The log-probabilities prefer some positions to others more than they prefer the right image. Attention prefers some
-    positions as well, and tells the right image, more clearly in some heads and layers than in others.
+    The log-probabilities prefer some positions to others more than they prefer the correct image. Attention prefers
+    some positions as well, and identifies the correct image, more clearly in some heads and layers than in others.
     """
     fixed = torch.Generator().manual_seed(1000 + bias_seed)
     moving = torch.Generator().manual_seed(10_000 * (bias_seed + 1) + seed)
@@ -115,21 +115,23 @@ def synthetic_prompts(
     loudness, signal = _normal(fixed, layers, 1, 1), 0.5 + 2 * torch.rand(layers, heads, 1, generator=fixed).double()
     order = torch.tensor(permutations).repeat(samples, 1)
     sample_index = torch.arange(samples).repeat_interleave(len(permutations))
-    right = torch.randint(n, (samples,), generator=moving)[sample_index]
-    is_right = (order == right[:, None]).double()
+    correct = torch.randint(n, (samples,), generator=moving)[sample_index]
+    is_correct = (order == correct[:, None]).double()
     strength = torch.rand(samples, generator=moving).double()[sample_index, None]
     # What belongs to the image travels with it; what belongs to the position stays.
     lure = _normal(moving, samples, n)[sample_index].gather(1, order)
     mood = 1 + _normal(moving, len(order), 1)  # how strongly this prompt feels the bias: no prior takes it off
-    logits = mood * bias + 1.5 * strength * is_right + 0.4 * lure
+    logits = mood * bias + 1.5 * strength * is_correct + 0.4 * lure
     marks = (
-        (clarity * signal * (is_right * (0.5 + strength) + 0.3 * lure)[:, None, None]) + attention_bias + 0.5 * loudness
+        (clarity * signal * (is_correct * (0.5 + strength) + 0.3 * lure)[:, None, None])
+        + attention_bias
+        + 0.5 * loudness
     )
     noise = 0.5 * _normal(moving, len(order), layers, heads, n)
     rows = torch.arange(len(order))
     return EvidenceRecords(
         evidence=as_stored(Evidence.from_heads(logits.log_softmax(-1), 0.3 / n * (marks + noise - 2).exp())),
-        targets=is_right.argmax(1),
+        targets=is_correct.argmax(1),
         permutations=order,
         sample_index=sample_index,
         permutation_index=rows % len(permutations),

@@ -1,4 +1,4 @@
-"""What a sweep over the correction's free choices found, if there was one."""
+"""The section on the run's sweep over the correction's free choices, if there was one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from statistics import fmean
 
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
-from lad_pl.analysis.report.results import percent
 from lad_pl.analysis.report.sections import Picture, Section
-from lad_pl.analysis.table import WrittenTable
+from lad_pl.analysis.table import Table, percent
 from lad_pl.errors import UserError
 
 _SHOWN = 12
@@ -29,7 +28,7 @@ Row = Mapping[str, str]
 
 
 def ablation_section(run: ReportedRun) -> Section:
-    """The run's sweep: its drawings and its best settings; or how to make one.
+    """The run's sweep: its plots and its best settings; or how to make one.
 
     Raises:
         UserError: sweep.csv is not what sweep writes.
@@ -42,10 +41,10 @@ def ablation_section(run: ReportedRun) -> Section:
         with (folder / "sweep.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         if not _fits(rows, run):
-            return _section(f"The sweep in {folder} is of other results than these; {again} makes it anew.")
+            return _section(f"The sweep in {folder} is of other results than these; {again} makes a new one.")
         table = _best_settings(rows)
     except (KeyError, ValueError, csv.Error) as error:
-        raise UserError(f"{folder / 'sweep.csv'} is not what sweep writes; {again} makes it anew.") from error
+        raise UserError(f"{folder / 'sweep.csv'} is not what sweep writes; {again} makes a new one.") from error
     return Section("ablations", "Other settings", tables=[table], pictures=_drawings(folder))
 
 
@@ -60,17 +59,17 @@ def _fits(rows: Sequence[Row], run: ReportedRun) -> bool:
     return all(abs(value - accuracy) < 1e-9 for value in found)
 
 
-def _best_settings(rows: Sequence[Row]) -> WrittenTable:
-    """The settings with the highest accuracy, each the mean over its draws of calibration samples."""
-    draws: dict[tuple[str, ...], list[Row]] = {}
+def _best_settings(rows: Sequence[Row]) -> Table:
+    """The settings with the highest accuracy, each the mean over its calibration subsets."""
+    subsets: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        draws.setdefault(tuple(row[factor] for factor in _FACTORS), []).append(row)
-    means = {setting: {key: _mean(of, key) for key in _METRICS} for setting, of in draws.items()}
+        subsets.setdefault(tuple(row[factor] for factor in _FACTORS), []).append(row)
+    means = {setting: {key: _mean(of, key) for key in _METRICS} for setting, of in subsets.items()}
     best = sorted(means, key=lambda setting: -(means[setting]["accuracy"] or 0))[:_SHOWN]
-    return WrittenTable(
+    return Table(
         name="ablations",
-        caption=f"The best {len(best)} of {len(means)} settings, in %, each the mean over its draws of calibration "
-        "samples. Chosen on the samples that they are measured on: report such a choice on others (sweep --stage "
+        caption=f"The best {len(best)} of {len(means)} settings, in %, each the mean over its calibration "
+        "subsets. Chosen on the samples that they are measured on: report such a choice on others (sweep --stage "
         "validate, then test).",
         columns=[*_FACTORS.values(), *_METRICS.values()],
         rows=[[*setting, *(percent(value) for value in means[setting].values())] for setting in best],

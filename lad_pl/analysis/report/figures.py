@@ -17,7 +17,6 @@ from lad_pl.analysis.plot_style import (
     INK,
     LINE,
     MUTED,
-    OTHERS,
     VANILLA,
     axes_grid,
     shades,
@@ -31,7 +30,7 @@ _CROWDED = 8
 
 
 def confusion_figure(shares: Mapping[str, Tensor]) -> Figure:
-    """Figure 1: where each method's answers go, by position of the right image.
+    """Figure 1: where each method's answers go, by position of the correct image.
 
     Args:
         shares: (N, N) by method, the baseline first; see :func:`lad_pl.analysis.report.profiles.confusion_shares`.
@@ -45,17 +44,17 @@ def confusion_figure(shares: Mapping[str, Tensor]) -> Figure:
         ax.set_title(name)
         ax.set_xlabel("chosen position")
         if number % columns == 0:
-            ax.set_ylabel("right image at")
+            ax.set_ylabel("correct image at")
     for ax in axes[len(shares) :]:
         ax.remove()
     return figure
 
 
 def profile_figure(profiles: Mapping[str, Tensor]) -> Figure:
-    """Figure 2: mean log-odds of every position, one panel per position of the right image.
+    """Figure 2: mean log-odds of every position, one panel per position of the correct image.
 
     Args:
-        profiles: (N, N) by method, the baseline first; rows are the right image's positions.
+        profiles: (N, N) of the baseline and of the headline method; rows are positions of the correct image.
     """
     size = len(next(iter(profiles.values())))
     columns = min(size, _COLUMNS)
@@ -64,9 +63,9 @@ def profile_figure(profiles: Mapping[str, Tensor]) -> Figure:
     positions = range(1, size + 1)
     for target, ax in enumerate(axes[:size]):
         ax.axvspan(target + 0.5, target + 1.5, color=LINE, alpha=0.5, linewidth=0)
-        for (name, values), colour in zip(profiles.items(), method_colours(profiles), strict=True):
+        for (name, values), colour in zip(profiles.items(), (VANILLA, CORRECTED), strict=False):
             ax.plot(positions, values[target], color=colour, marker="o", markersize=4, label=name)
-        ax.set_title(f"right image at {target + 1}")
+        ax.set_title(f"correct image at {target + 1}")
         ax.set_xticks(_labelled(size))
         ax.grid(True)
         if target % columns == 0:
@@ -82,13 +81,13 @@ def profile_figure(profiles: Mapping[str, Tensor]) -> Figure:
 def attention_figure(
     probabilities: Tensor, attention: Tensor, layers: Sequence[int], by_layer: Mapping[str, Tensor], accuracy: float
 ) -> Figure:
-    """Figure 3: what the logits say against where attention goes, and how often each layer's attention is right.
+    """Figure 3: probability and attention by position, and how often each layer's attention finds the correct image.
 
     Args:
-        probabilities: (N, N) mean probability of every position, rows are the right image's positions.
+        probabilities: (N, N) mean probability of every position, rows are positions of the correct image.
         attention: (N, N) mean share of attention.
         layers: numbers of the L captured layers.
-        by_layer: (L,) share of prompts with attention largest on the right image, by what it is of.
+        by_layer: (L,) share of prompts with attention largest on the correct image, by what it is of.
         accuracy: of the baseline.
     """
     figure, axes = axes_grid(2.6, 1, 3, width_ratios=[1, 1, 1.35])
@@ -99,13 +98,13 @@ def attention_figure(
         heat_map(ax, values, colour)
         ax.set_title(title)
         ax.set_xlabel("position")
-    axes[0].set_ylabel("right image at")
+    axes[0].set_ylabel("correct image at")
     _layers(axes[2], layers, by_layer, accuracy, 1 / len(probabilities))
     return figure
 
 
 def recall_figure(recall: Mapping[str, Sequence[float | None]]) -> Figure:
-    """Share of right answers by position of the right image: two lines, and every method as a row of cells.
+    """Share of correct answers by position of the correct image: two lines, and every method as a row of cells.
 
     Args:
         recall: (N,) by method, the baseline first, the headline second.
@@ -118,12 +117,12 @@ def recall_figure(recall: Mapping[str, Sequence[float | None]]) -> Figure:
         ax.plot(positions, values, color=colour, marker="o", markersize=5, label=name, clip_on=False, zorder=3)
     ax.axhline(100 / size, color=MUTED, linewidth=1, linestyle="--")
     ax.annotate("chance", (size + 0.45, 100 / size), color=MUTED, ha="right", va="bottom", fontsize=8)
-    ax.set(xlim=(0.5, size + 0.5), ylim=(0, 100), xticks=positions, ylabel="right answers, %")
+    ax.set(xlim=(0.5, size + 0.5), ylim=(0, 100), xticks=positions, ylabel="correct answers, %")
     ax.grid(True)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     heat_map(cells, table, CORRECTED, square=False)
     cells.set_yticks([row + 0.5 for row in range(len(recall))], [*recall])
-    cells.set_xlabel("position of the right image")
+    cells.set_xlabel("position of the correct image")
     return figure
 
 
@@ -147,9 +146,12 @@ def difference_figure(against: Mapping[str, Mapping[str, Difference]]) -> Figure
 
 
 def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
-    """Share of right answers against the probability of the answer, a panel per method; dots grow with the prompts."""
+    """Share of correct answers against the probability of the answer: a panel for the baseline, one for the headline.
+
+    Dots grow with the prompts.
+    """
     figure, axes = axes_grid(2.9, 1, len(curves), sharey=True)
-    for ax, (name, curve), colour in zip(axes, curves.items(), method_colours(curves), strict=True):
+    for ax, (name, curve), colour in zip(axes, curves.items(), (VANILLA, CORRECTED), strict=False):
         ax.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle="--")
         ax.plot(100 * curve.confidence, 100 * curve.accuracy, color=colour, linewidth=1.5)
         ax.scatter(
@@ -158,7 +160,7 @@ def reliability_figure(curves: Mapping[str, Reliability]) -> Figure:
         ax.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xlabel="probability of the answer, %")
         ax.set_title(f"{name}: error {100 * curve.error:.1f} %")
         ax.grid(True, axis="both")
-    axes[0].set_ylabel("right answers, %")
+    axes[0].set_ylabel("correct answers, %")
     return figure
 
 
@@ -185,12 +187,6 @@ def _labelled(size: int) -> range:
     return range(1, size + 1, 1 if size <= _CROWDED else 2)
 
 
-def method_colours(names: Mapping[str, object] | Sequence[str]) -> list[str]:
-    """A colour for every method: the baseline's first, the headline's second."""
-    colours = (VANILLA, CORRECTED, *OTHERS)
-    return [colours[number % len(colours)] for number in range(len(names))]
-
-
 def _layers(ax: Axes, layers: Sequence[int], by_layer: Mapping[str, Tensor], accuracy: float, chance: float) -> None:
     styles = ({"linestyle": "-"}, {"linestyle": ":"})
     for (name, values), line in zip(by_layer.items(), styles, strict=False):
@@ -198,7 +194,7 @@ def _layers(ax: Axes, layers: Sequence[int], by_layer: Mapping[str, Tensor], acc
     ax.axhline(100 * accuracy, color=VANILLA, linewidth=1.5, label="answers of the model")
     ax.axhline(100 * chance, color=MUTED, linewidth=1, linestyle="--", label="chance")
     ax.set(ylim=(0, 103), xlabel="layer")
-    ax.set_title("right, %")
+    ax.set_title("correct, %")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(True)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, fontsize=7.5, handlelength=1.4)

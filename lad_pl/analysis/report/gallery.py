@@ -1,4 +1,4 @@
-"""Which samples the page shows one by one, and what of them: plain values for the page's script."""
+"""The samples that the page shows one by one: their choice, their values for the page's script, their thumbnails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from lad_pl.data.images import open_image
 from lad_pl.demo.scenes import load_image
 from lad_pl.errors import UserError
 
-_KINDS = ("lost", "gained", "wrong", "right")
+SIDE = 160
+"""Pixels along the longer edge of a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,17 @@ def make_gallery(run: ReportedRun, size: int, folder: Path | None) -> Gallery:
     Args:
         run: the run.
         size: how many samples at most, each under all its permutations.
-        folder: of the images; where the run says, if None.
+        folder: of the images; the one recorded in the run if None.
     """
     stored = run.report.get("images")
     folder = folder if folder is not None or stored is None else Path(stored)
-    chosen = choose(run.right(BASELINE), run.right(run.headline), size)
+    chosen = choose(run.correct(BASELINE), run.correct(run.headline), size)
     num_permutations = run.prompts.num_permutations
     first_rows = [sample * num_permutations for sample in chosen]
     pictures = thumbnails((name for row in first_rows for name in run.records[row]["images"]), folder)
-    place = {name: number for number, name in enumerate(pictures)}
+    number_of = {name: number for number, name in enumerate(pictures)}
     samples = [
-        {"id": record["id"], "caption": record["caption"], "images": [place[name] for name in record["images"]]}
+        {"id": record["id"], "caption": record["caption"], "images": [number_of[name] for name in record["images"]]}
         for record in (run.records[row] for row in first_rows)
     ]
     prompts = [
@@ -78,18 +79,18 @@ def make_gallery(run: ReportedRun, size: int, folder: Path | None) -> Gallery:
 def choose(base: Tensor, corrected: Tensor, size: int) -> list[int]:
     """Numbers of at most ``size`` samples, a mix that is worth looking at.
 
-    They are taken in turn from those that the correction spoils in some order of the images, those that it mends,
-    those that both get wrong, and those that both get right, until none is left or the page is full.
+    They are taken in turn from those that the correction breaks in some order of the images, those that it fixes,
+    those that both answer wrongly, and those that both answer correctly, until none is left or the page is full.
 
     Args:
-        base: (G, T) whether the baseline has each prompt right.
+        base: (G, T) whether the baseline answers each prompt correctly.
         corrected: (G, T) the same for the corrected answers.
         size: how many.
     """
     lost, gained = (base & ~corrected).any(1), (~base & corrected).any(1)
     wrong = (~base & ~corrected).any(1)
     kinds = torch.where(lost, 0, torch.where(gained, 1, torch.where(wrong, 2, 3)))
-    waiting = [(kinds == kind).nonzero().flatten().tolist() for kind in range(len(_KINDS))]
+    waiting = [(kinds == kind).nonzero().flatten().tolist() for kind in range(4)]
     turns = [(turn, kind, sample) for kind, samples in enumerate(waiting) for turn, sample in enumerate(samples)]
     return [sample for _, _, sample in sorted(turns)[:size]]
 
@@ -115,10 +116,6 @@ def _prompts(run: ReportedRun, sample: int, rows: range) -> list[dict[str, Any]]
 
 def _per_mille(shares: Tensor) -> Any:
     return (1000 * shares).round().int().tolist()
-
-
-SIDE = 160
-"""Pixels along the longer edge."""
 
 
 def thumbnails(names: Iterable[str], folder: Path | None) -> dict[str, str | None]:

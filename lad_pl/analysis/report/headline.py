@@ -1,4 +1,4 @@
-"""What the page says first: how much position costs, in a sentence and three numbers."""
+"""The head of the page: how much accuracy position costs, in a sentence and three numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from lad_pl.analysis.bootstrap import Difference
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
-from lad_pl.analysis.report.results import percent, points
 from lad_pl.analysis.report.sections import gain
+from lad_pl.analysis.table import percent, points
 
 
 @dataclass(frozen=True)
@@ -46,29 +46,29 @@ def make_headline(run: ReportedRun) -> Headline:
 
 def _alone(run: ReportedRun) -> tuple[str, str]:
     accuracy = percent(run.metrics[BASELINE]["accuracy"])
-    return f"{BASELINE} {accuracy} %", "No other readout was tested, so nothing is said about what position costs."
+    return f"{BASELINE} {accuracy} %", "No other readout was tested, so the cost of position is not known."
 
 
 def _compared(run: ReportedRun, found: Difference) -> tuple[str, str]:
     base, best = (run.metrics[name]["accuracy"] for name in (BASELINE, run.headline))
     title = f"{BASELINE} {percent(base)} %, {run.headline} {percent(best)} %"
     ends = sorted(abs(end) for end in (found.low, found.high))
-    size = f"{percent(abs(found.mean))} points (95 % interval {' to '.join(map(percent, ends))})"
+    size = f"{percent(abs(found.mean))} points (95 % interval [{', '.join(map(percent, ends))}])"
     if found.mean == 0:
-        verdict = f"{run.headline} and {BASELINE} are right equally often."
+        verdict = f"{run.headline} and {BASELINE} are correct equally often."
     elif not found.significant:
         verdict = f"{run.headline} differs from {BASELINE} by {points(found.mean)} points, which may be chance."
     elif found.mean > 0:
-        verdict = f"Position costs this model {size} of accuracy: so much comes back when {run.headline} takes it away."
+        verdict = f"Position bias costs this model {size} of accuracy, which {run.headline} recovers."
     else:
-        verdict = f"Here {run.headline} does harm: it costs {size} of accuracy."
+        verdict = f"Here {run.headline} does harm: accuracy falls by {size}."
     return title, f"{verdict} {_flips(run)}" if run.prompts.num_permutations > 1 else verdict
 
 
 def _flips(run: ReportedRun) -> str:
     base, best = (run.metrics[name]["consistency"] for name in (BASELINE, run.headline))
     return (
-        f"When the images change places and nothing else does, {BASELINE} changes its mind in {percent(1 - base, 0)} % "
+        f"When only the order of the images changes, {BASELINE} chooses another image in {percent(1 - base, 0)} % "
         f"of the samples, {run.headline} in {percent(1 - best, 0)} %."
     )
 
@@ -80,7 +80,7 @@ def _tiles(run: ReportedRun) -> list[Tile]:
         return Tile(name, before, after, what)
 
     return [
-        tile("Accuracy, %", "accuracy", "right answers, over all orders of the images"),
+        tile("Accuracy, %", "accuracy", "correct answers, over all orders of the images"),
         tile("Consistency, %", "consistency", "samples with the same image chosen in every order"),
         tile("RStd, points", "rstd", "how far recall differs from position to position; 0 is no bias"),
     ]

@@ -8,12 +8,11 @@ from dataclasses import asdict
 from matplotlib.figure import Figure
 
 from lad_pl.analysis.bootstrap import paired_bootstrap
-from lad_pl.analysis.plot_style import CORRECTED, LINE, MUTED, VANILLA, Plot, axes_grid
-from lad_pl.analysis.report.figures import method_colours
+from lad_pl.analysis.plot_style import CORRECTED, LINE, MUTED, VANILLA, Plot, axes_grid, method_styles
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
-from lad_pl.analysis.report.results import MINUS, interval, p_value, percent, points, runs_table
+from lad_pl.analysis.report.results import runs_table
 from lad_pl.analysis.report.sections import Section, pair
-from lad_pl.analysis.table import WrittenTable
+from lad_pl.analysis.table import MINUS, Table, interval, p_value, percent, points
 
 
 def other_runs_section(runs: Sequence[ReportedRun]) -> Section:
@@ -37,7 +36,7 @@ def _by_number_plot(runs: Sequence[ReportedRun]) -> Plot:
     runs = sorted(runs, key=lambda run: run.num_candidates)
     shared = [name for name in runs[0].methods if all(name in run.methods for run in runs)]
     fewest, most = runs[0], runs[-1]
-    told = [
+    changes = [
         f"{name} goes from {percent(fewest.metrics[name]['accuracy'], 0)} to "
         f"{percent(most.metrics[name]['accuracy'], 0)} %"
         for name in headline
@@ -45,20 +44,20 @@ def _by_number_plot(runs: Sequence[ReportedRun]) -> Plot:
     ]
     return Plot(
         "accuracy_by_n",
-        f"From {fewest.num_candidates} images to {most.num_candidates}, {', '.join(told)}.",
-        "Accuracy by the number of images in a prompt; bars: standard deviation over the orders. Dashed: chance.",
         _by_number_figure(runs, sorted(shared, key=lambda name: name not in headline)),
+        f"From {fewest.num_candidates} images to {most.num_candidates}, {', '.join(changes)}.",
+        "Accuracy by the number of images in a prompt; bars: standard deviation over the orders. Dashed: chance.",
     )
 
 
 def _by_number_figure(runs: Sequence[ReportedRun], methods: Sequence[str]) -> Figure:
     figure, (ax,) = axes_grid(3.4)
     sizes = [run.num_candidates for run in runs]
-    for number, (name, colour) in enumerate(zip(methods, method_colours(methods), strict=True)):
+    for number, (name, look) in enumerate(method_styles(methods).items()):
         values = [100 * run.metrics[name]["accuracy"] for run in runs]
         spread = [100 * (run.metrics[name]["accuracy_std"] or 0) for run in runs]
         width = 2.4 if number < 2 else 1.1
-        ax.errorbar(sizes, values, spread, color=colour, label=name, marker="o", markersize=4, linewidth=width)
+        ax.errorbar(sizes, values, spread, color=look.colour, label=name, marker="o", markersize=4, linewidth=width)
     ax.plot(sizes, [100 / size for size in sizes], color=MUTED, linestyle="--", linewidth=1, label="chance")
     ax.set(xticks=sizes, ylim=(0, 102), xlabel="number of images", ylabel="accuracy, %")
     ax.grid(True)
@@ -83,16 +82,16 @@ def _runs_plot(runs: Sequence[ReportedRun]) -> Plot:
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return Plot(
         "runs",
+        figure,
         f"The correction changes most in {runs[most].name}: {points(gains[most])} points.",
         "One line per run, from the accuracy of the answers as the model gives them to the corrected ones.",
-        figure,
     )
 
 
-def _between_runs(first: ReportedRun, others: Sequence[ReportedRun]) -> WrittenTable:
-    """Differences between runs that were asked the same prompts, method by method."""
+def _between_runs(first: ReportedRun, others: Sequence[ReportedRun]) -> Table:
+    """Differences between runs of the same prompts, method by method."""
     found = [
-        (name, run, paired_bootstrap(run.right(name), first.right(name)))
+        (name, run, paired_bootstrap(run.correct(name), first.correct(name)))
         for run in others
         for name in first.methods
         if name in run.methods
@@ -101,7 +100,7 @@ def _between_runs(first: ReportedRun, others: Sequence[ReportedRun]) -> WrittenT
         {"method": name, "run": run.name, "against": first.name, **asdict(difference)}
         for name, run, difference in found
     ]
-    return WrittenTable(
+    return Table(
         name="between_runs",
         caption=f"Accuracy of the other runs less that of {first.name}, in points, on the same prompts: paired "
         "bootstrap over samples, 95 % interval.",

@@ -39,10 +39,10 @@ function startGallery(data) {
   let shown = 0;
   let open = -1;
 
-  const isRight = (prompt, number) => prompt.choices[number] === prompt.target;
+  const isCorrect = (prompt, number) => prompt.choices[number] === prompt.target;
   const compared = () => Number(method.value);
   const name = () => data.methods[compared()];
-  const kind = (prompt) => `${isRight(prompt, 0) ? "right" : "wrong"}-${isRight(prompt, compared()) ? "right" : "wrong"}`;
+  const kind = (prompt) => `${isCorrect(prompt, 0) ? "correct" : "wrong"}-${isCorrect(prompt, compared()) ? "correct" : "wrong"}`;
   const percent = (share) => share > 0 && share < 10 ? "<1" : (share / 10).toFixed(0);
 
   function fillOptions() {
@@ -65,10 +65,10 @@ function startGallery(data) {
     const base = data.methods[0];
     const choices = [
       ["", "all", data.prompts.length],
-      ["wrong-right", `${base} wrong, ${name()} right`],
-      ["right-wrong", `${base} right, ${name()} wrong`],
+      ["wrong-correct", `${base} wrong, ${name()} correct`],
+      ["correct-wrong", `${base} correct, ${name()} wrong`],
       ["wrong-wrong", "both wrong"],
-      ["right-right", "both right"],
+      ["correct-correct", "both correct"],
     ];
     outcome.replaceChildren(...choices.map(([value, text, all]) =>
       element("option", { value, text: `${text} (${all ?? counts[value] ?? 0})` })));
@@ -99,7 +99,7 @@ function startGallery(data) {
   }
 
   const where = (prompt) =>
-    `sample ${data.samples[prompt.sample].id}, order ${prompt.order + 1} of ${data.orders}, right image at ${prompt.target + 1}`;
+    `sample ${data.samples[prompt.sample].id}, order ${prompt.order + 1} of ${data.orders}, correct image at ${prompt.target + 1}`;
 
   function card(prompt, place) {
     const made = element("li", { className: "card", tabindex: place ? -1 : 0, "data-place": place },
@@ -127,9 +127,9 @@ function startGallery(data) {
       source ? element("img", { src: source, alt: label })
         : element("span", { className: "absent", text: data.names[number], dir: "auto" }),
       element("span", { className: "number", text: place + 1 }));
-    const right = prompt.target === place;
-    if (right) picture.append(element("span", { className: "truth", text: "right" }));
-    return element("li", { className: right ? "tile target" : "tile" }, picture, bars(prompt, place),
+    const correct = prompt.target === place;
+    if (correct) picture.append(element("span", { className: "truth", text: "correct" }));
+    return element("li", { className: correct ? "tile target" : "tile" }, picture, bars(prompt, place),
       element("div", { className: "chips" }, ...chips(prompt, place, inFull)));
   }
 

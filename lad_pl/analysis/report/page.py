@@ -17,10 +17,10 @@ from lad_pl.analysis.report.gallery import Gallery
 from lad_pl.analysis.report.headline import make_headline
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
 from lad_pl.analysis.report.sections import Section
-from lad_pl.analysis.table import WrittenTable
+from lad_pl.analysis.table import Table
 
 
-def render_page(run: ReportedRun, results: WrittenTable, sections: Sequence[Section], gallery: Gallery | None) -> str:
+def render_page(run: ReportedRun, results: Table, sections: Sequence[Section], gallery: Gallery | None) -> str:
     """The page.
 
     Captions and file names come from others: the template escapes whatever it prints, the prompts travel as JSON in
@@ -58,8 +58,8 @@ def _gallery_note(run: ReportedRun, gallery: Gallery) -> str:
     if gallery.shown == gallery.total:
         return f"All {gallery.total} samples, {orders}."
     return (
-        f"{gallery.shown} of {gallery.total} samples, {orders}: in turn one that {run.headline} spoils, mends, leaves "
-        "wrong and leaves right, as far as there are any, so this is no fair sample of the run. The other "
+        f"{gallery.shown} of {gallery.total} samples, {orders}: in turn one that {run.headline} breaks, fixes, leaves "
+        "wrong and leaves correct, as far as there are any, so this is no fair sample of the run. The other "
         f"{gallery.total - gallery.shown} are left out; --gallery sets how many are shown."
     )
 
@@ -87,7 +87,7 @@ def _facts(run: ReportedRun) -> dict[str, str]:
 
 
 def _versions(run: ReportedRun) -> Mapping[str, str]:
-    """The libraries that the run was made with, where run.json says so."""
+    """The versions of the libraries that the run was made with, where run.json records them."""
     try:
         recorded = json.loads((run.run.path / "run.json").read_text(encoding="utf-8"))
         return dict(recorded[run.run.folder.predictions(run.run.stage).name]["versions"])
@@ -106,5 +106,5 @@ def _json_for_html(content: Any) -> str:
 
 
 def _hash(text: str) -> str:
-    """What a content security policy knows a script or style by."""
+    """The hash by which a content security policy allows a script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""What logits and attention do as the right image moves from position to position."""
+"""Logits, attention and confidence by the position of the correct image."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from lad_pl.metrics import UNREADABLE
-from lad_pl.readouts import EPS
+from lad_pl.readouts import EPS, top_layer_masses
 
 
 def mean_by_target(values: Tensor, targets: Tensor) -> Tensor:
-    """(N, N) mean over the prompts with the right image at position i of ``values`` at position j.
+    """(N, N) mean over the prompts with the correct image at position i of ``values`` at position j.
 
     Args:
         values: (P, N).
-        targets: (P,) position of the right image.
+        targets: (P,) position of the correct image.
 
     Returns:
-        Rows are the right image's positions; a row is NaN where no prompt has it there.
+        Rows are positions of the correct image; a row is NaN where no prompt has it there.
     """
     at_target = torch.nn.functional.one_hot(targets, values.shape[1]).to(values.dtype)  # (P, N)
     return at_target.T @ values / at_target.sum(0)[:, None]
@@ -37,17 +37,17 @@ def attention_shares(layer_attention: Tensor, top_layers: int) -> Tensor:
         layer_attention: (P, L, N) attention mass, mean over heads.
         top_layers: K.
     """
-    chosen = layer_attention.sum(-1).topk(top_layers, 1).indices
-    masses = layer_attention.gather(1, chosen[:, :, None].expand(-1, -1, layer_attention.shape[-1])).mean(1)
+    (masses,) = top_layer_masses(layer_attention, top_layers)
+    masses = masses.mean(1)
     return masses / masses.sum(-1, keepdim=True).clamp_min(EPS)
 
 
 def layer_accuracy(layer_attention: Tensor, targets: Tensor, prior: Tensor | None = None) -> Tensor:
-    """(L,) share of prompts in which a layer's attention is largest on the right image.
+    """(L,) share of prompts in which a layer's attention is largest on the correct image.
 
     Args:
         layer_attention: (P, L, N) attention mass, mean over heads.
-        targets: (P,) position of the right image.
+        targets: (P,) position of the correct image.
         prior: (L, N) attention prior (eq. 7) to divide by.
     """
     masses = layer_attention if prior is None else layer_attention / prior.clamp_min(EPS)
@@ -55,7 +55,7 @@ def layer_accuracy(layer_attention: Tensor, targets: Tensor, prior: Tensor | Non
 
 
 def confusion_shares(choices: Tensor, targets: Tensor, num_candidates: int) -> Tensor:
-    """(N, N) share of the prompts with the right image at position i in which position j is chosen; NaN without any.
+    """(N, N) share of the prompts with the correct image at position i in which position j is chosen; NaN without any.
 
     Rows sum to 1 less the share of answers that could not be read.
     """
@@ -64,18 +64,18 @@ def confusion_shares(choices: Tensor, targets: Tensor, num_candidates: int) -> T
     return mean_by_target(chosen, targets)
 
 
-def found_when_wrong(right: Tensor, attention_right: Tensor) -> float:
-    """Share, among the prompts answered wrong, of those in which attention is largest on the right image.
+def found_when_wrong(correct: Tensor, attention_correct: Tensor) -> float:
+    """Share, among the prompts answered wrong, of those in which attention is largest on the correct image.
 
     Args:
-        right: whether each prompt is answered right.
-        attention_right: whether attention is largest on the right image, same shape.
+        correct: whether each prompt is answered correctly.
+        attention_correct: whether attention is largest on the correct image, same shape.
 
     Returns:
         NaN where no prompt is answered wrong.
     """
-    wrong = ~right
-    return float((attention_right & wrong).sum().double() / wrong.sum())
+    wrong = ~correct
+    return float((attention_correct & wrong).sum().double() / wrong.sum())
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,19 @@ class Reliability:
     confidence: Tensor
     """(M,) mean probability of the chosen answer in each of the M bins that have prompts."""
     accuracy: Tensor
-    """(M,) share of those answers that are right."""
+    """(M,) share of those answers that are correct."""
     share: Tensor
     """(M,) share of all prompts that are in the bin."""
+
+    @property
+    def mean_confidence(self) -> float:
+        """Mean probability of the chosen answer over all prompts."""
+        return float((self.share * self.confidence).sum())
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Share of correct answers among all prompts."""
+        return float((self.share * self.accuracy).sum())
 
     @property
     def error(self) -> float:
@@ -100,7 +110,7 @@ def reliability(log_probs: Tensor, targets: Tensor, num_bins: int = 10) -> Relia
 
     Args:
         log_probs: (P, N) log-probabilities; each row's probabilities sum to 1.
-        targets: (P,) position of the right image.
+        targets: (P,) position of the correct image.
         num_bins: of equal width between 0 and 1.
     """
     confidence, choices = log_probs.exp().max(-1)

@@ -1,4 +1,4 @@
-"""A finished run as the report needs it: prompts, answers and probabilities by method, checked to belong together."""
+"""A finished run as the report reads it: prompts, choices and probabilities by method, checked for consistency."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from lad_pl.analysis.stored_run import StoredRun, chosen_positions
 from lad_pl.errors import UserError
 from lad_pl.evidence.table import EvidenceRecords
-from lad_pl.readouts import READOUTS, ReadoutSettings, log_probabilities
+from lad_pl.readouts import ReadoutSettings, log_probabilities, scale_of
 from lad_pl.run.folder import Record
 from lad_pl.run.scoring import metrics_of
 
 BASELINE = "vanilla"
 _FIELDS = ("readouts", "num_samples", "num_permutations", "num_candidates", "num_calibration_samples", "settings")
-_NO_PROBABILITIES = ("raw_attention", "head_information", "head_information_label_free")
+_PROBABILITIES = ("log_probability", "posterior")
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ class ReportedRun:
     @property
     def calibrated_probabilities(self) -> tuple[str, ...]:
         """Methods whose scores claim to be probabilities."""
-        return tuple(name for name in self.methods if name in self.log_probs and name not in _NO_PROBABILITIES)
+        return tuple(name for name in self.methods if name in self.log_probs and scale_of(name) in _PROBABILITIES)
 
-    def right(self, method: str) -> Tensor:
-        """(G, T) whether the method has each prompt of the G samples right."""
+    def correct(self, method: str) -> Tensor:
+        """(G, T) whether the method answers each prompt of the G samples correctly."""
         return (self.choices[method] == self.prompts.targets).view(-1, self.prompts.num_permutations)
 
     def same_prompts(self, other: ReportedRun) -> bool:
-        """Whether another run was asked the same: captions, images and orders, prompt by prompt."""
-        asked = ("caption", "images", "permutation", "target")
+        """Whether another run has the same prompts: captions, images, orders and targets, one by one."""
+        shown = ("caption", "images", "permutation", "target")
         return len(self.records) == len(other.records) and all(
-            all(mine[key] == theirs[key] for key in asked)
+            all(mine[key] == theirs[key] for key in shown)
             for mine, theirs in zip(self.records, other.records, strict=True)
         )
 
@@ -132,8 +132,8 @@ def _check_same(run: StoredRun, prompts: EvidenceRecords, records: Sequence[Reco
             f"{predictions} has {len(records)} prompts, {evidence} {len(prompts)}, and the metrics are of {expected}; "
             f"run {run.stage} again."
         )
-    asked = zip(prompts.ids, prompts.permutations.tolist(), prompts.targets.tolist(), strict=True)
-    for (name, permutation, target), record in zip(asked, records, strict=True):
+    expected_prompts = zip(prompts.ids, prompts.permutations.tolist(), prompts.targets.tolist(), strict=True)
+    for (name, permutation, target), record in zip(expected_prompts, records, strict=True):
         if (name, permutation, target) != (record["id"], record["permutation"], record["target"]):
             raise UserError(
                 f"{predictions} and {evidence} are of different prompts (sample {name}); run {run.stage} again."
@@ -141,10 +141,7 @@ def _check_same(run: StoredRun, prompts: EvidenceRecords, records: Sequence[Reco
 
 
 def _log_probs(records: Sequence[Record], settings: ReadoutSettings) -> dict[str, Tensor]:
-    """Scores as log-probabilities: a readout's as its kind demands, others' as the log-probabilities that they are."""
+    """Scores as log-probabilities (P, N), by method."""
     scored = [name for name in records[0]["choices"] if name in records[0]["scores"]]
     scores = {name: torch.tensor([record["scores"][name] for record in records]).double() for name in scored}
-    return {
-        name: log_probabilities(name, values, settings) if name in READOUTS else values.log_softmax(-1)
-        for name, values in scores.items()
-    }
+    return {name: log_probabilities(name, values, settings) for name, values in scores.items()}

@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from lad_pl.analysis import table
 from lad_pl.analysis.bootstrap import Difference, paired_bootstrap
 from lad_pl.analysis.report.profiles import Reliability
 from lad_pl.analysis.report.reported_run import ReportedRun
-from lad_pl.analysis.table import WrittenTable
+from lad_pl.analysis.table import MINUS, Table, interval, mean_and_std, p_value, percent, points
 
-MINUS = "\N{MINUS SIGN}"
 Differences = Mapping[str, Difference]
 _ABOUT = (
     "Accuracy: mean ± standard deviation over the orders of the images. RStd: standard deviation of recall over "
-    "positions. Consistency: the same image in every order. Circular: right in every order. Forwards and seconds: "
+    "positions. Consistency: the same image in every order. Circular: correct in every order. Forwards and seconds: "
     "forward passes of the language model and time, per prompt; readouts share one pass."
 )
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent, without the sign; a dash for what is undefined.
-
-    >>> percent(0.9786), percent(None)
-    ('97.9', '-')
-    """
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
-def points(value: float) -> str:
-    """A difference of shares in points, with its sign.
-
-    >>> points(-0.031)
-    '−3.1'
-    """
-    sign = "" if math.isnan(value) else MINUS if value < 0 else "+"
-    return sign + percent(abs(value))
-
-
-def p_value(p: float) -> str:
-    """A probability to three digits.
-
-    >>> p_value(0.0002), p_value(0.04)
-    ('< 0.001', '0.040')
-    """
-    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def results_table(run: ReportedRun) -> WrittenTable:
+def results_table(run: ReportedRun) -> Table:
     """One row per method: accuracy ± std, RStd, consistency, circular accuracy, passes, seconds; the best in bold."""
     costs = run.run.costs["methods"]
     keys = ["rstd", "consistency", "circular_accuracy"]
@@ -58,7 +29,7 @@ def results_table(run: ReportedRun) -> WrittenTable:
     rows = [
         [
             name,
-            f"{percent(values['accuracy'])} ± {percent(values['accuracy_std'])}",
+            mean_and_std(values["accuracy"], values["accuracy_std"]),
             *(percent(values[key]) for key in keys),
             *(_cost(costs.get(name), key, form) for key, form in (("forwards", "{:.3g}"), ("seconds", "{:.3g}"))),
         ]
@@ -71,7 +42,7 @@ def results_table(run: ReportedRun) -> WrittenTable:
         "success_rate": "success",
     }
     scalars = ("accuracy", "accuracy_std", *keys)
-    return WrittenTable(
+    return Table(
         name="results",
         caption=f"{_asked(run)} All but forwards and seconds in %. {_ABOUT}",
         columns=["method", "accuracy", *(headings[key] for key in keys), "forwards", "seconds"],
@@ -88,38 +59,26 @@ def results_table(run: ReportedRun) -> WrittenTable:
     )
 
 
-def recall_table(run: ReportedRun) -> WrittenTable:
-    """One row per method, one column per position of the right image."""
-    positions = range(1, run.num_candidates + 1)
-    recall = {name: values["recall_by_position"] for name, values in run.metrics.items()}
-    return WrittenTable(
-        name="recall",
-        caption="Share of right answers in %, by the position of the right image.",
-        columns=["method", *map(str, positions)],
-        rows=[[name, *map(percent, values)] for name, values in recall.items()],
-        records=[
-            {
-                "method": name,
-                **{f"position {position}": value for position, value in zip(positions, values, strict=True)},
-            }
-            for name, values in recall.items()
-        ],
-    )
+def recall_table(run: ReportedRun) -> Table:
+    """One row per method, one column per position of the correct image."""
+    report = {"num_candidates": run.num_candidates, "readouts": run.metrics}
+    caption = "Share of correct answers in %, by the position of the correct image."
+    return replace(table.recall_table(report, heading="method", digits=1), caption=caption)
 
 
 def differences(run: ReportedRun, base: str) -> dict[str, Difference]:
     """Every other method's accuracy less that of ``base``, by a paired bootstrap over samples."""
-    return {name: paired_bootstrap(run.right(name), run.right(base)) for name in run.methods if name != base}
+    return {name: paired_bootstrap(run.correct(name), run.correct(base)) for name in run.methods if name != base}
 
 
-def differences_table(against: Mapping[str, Differences]) -> WrittenTable:
+def differences_table(against: Mapping[str, Differences]) -> Table:
     """Differences of accuracy in points, with interval and p.
 
     Args:
         against: what every method is compared with -> the differences by method.
     """
     pairs = [(name, base, found) for base, by_method in against.items() for name, found in by_method.items()]
-    return WrittenTable(
+    return Table(
         name="differences",
         caption="Differences of accuracy in points, with 95 % interval and two-sided p: paired bootstrap over samples, "
         "10,000 draws; the orders of one sample are drawn together. Each comparison stands alone.",
@@ -132,38 +91,31 @@ def differences_table(against: Mapping[str, Differences]) -> WrittenTable:
     )
 
 
-def interval(found: Difference) -> str:
-    """The interval of a difference, in points."""
-    return "-" if math.isnan(found.low) else f"{points(found.low)} to {points(found.high)}"
-
-
-def reliability_table(found: Mapping[str, Reliability], run: ReportedRun) -> WrittenTable:
+def reliability_table(found: Mapping[str, Reliability]) -> Table:
     """Expected calibration error, mean confidence and accuracy of every method that gives probabilities."""
-    confidence = {name: float((curve.confidence * curve.share).sum()) for name, curve in found.items()}
-    accuracy = {name: float((curve.accuracy * curve.share).sum()) for name, curve in found.items()}
-    return WrittenTable(
+    return Table(
         name="reliability",
         caption="Expected calibration error over ten bins: how far, on average, the probability of the chosen answer "
-        "is from the share of right answers. All in %.",
+        "is from the share of correct answers. All in %.",
         columns=["method", "calibration error", "mean confidence", "accuracy"],
         rows=[
-            [name, percent(curve.error), percent(confidence[name]), percent(accuracy[name])]
+            [name, percent(curve.error), percent(curve.mean_confidence), percent(curve.mean_accuracy)]
             for name, curve in found.items()
         ],
         records=[
             {
                 "method": name,
                 "calibration_error": curve.error,
-                "confidence": confidence[name],
-                "accuracy": accuracy[name],
+                "confidence": curve.mean_confidence,
+                "accuracy": curve.mean_accuracy,
             }
             for name, curve in found.items()
         ],
     )
 
 
-def runs_table(runs: Sequence[ReportedRun]) -> WrittenTable:
-    """Several runs, one row each: baseline and headline method."""
+def runs_table(runs: Sequence[ReportedRun]) -> Table:
+    """Several runs, one row each: accuracy and RStd of the baseline and of the headline method."""
     rows, records = [], []
     for run in runs:
         base, best = run.metrics[run.methods[0]], run.metrics[run.headline]
@@ -179,7 +131,7 @@ def runs_table(runs: Sequence[ReportedRun]) -> WrittenTable:
             for name, values in run.metrics.items()
         ]  # fmt: skip
     headings = ["run", "model", "N", "samples", "vanilla", "RStd", "corrected by", "accuracy", "RStd"]
-    return WrittenTable("runs", "Accuracy and RStd of every run, in %.", headings, rows, records)
+    return Table("runs", headings, rows, "Accuracy and RStd of every run, in %.", records=records)
 
 
 def _asked(run: ReportedRun) -> str:

@@ -1,4 +1,4 @@
-"""What the page says about one run: each figure with its finding, and how to read it."""
+"""The sections of the page about one run: each figure with its finding, and how to read it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from lad_pl.analysis.bootstrap import Difference
 from lad_pl.analysis.plot_style import Plot
@@ -25,22 +24,40 @@ from lad_pl.analysis.report.results import (
     Differences,
     differences,
     differences_table,
-    interval,
-    percent,
-    points,
     recall_table,
     reliability_table,
 )
-from lad_pl.analysis.table import WrittenTable
+from lad_pl.analysis.table import Table, interval, percent, points
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that another command has drawn."""
+
+    name: str
+    uri: str
+    """The figure itself, as a data URI."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    id: str
+    title: str
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    notes: Sequence[str] = ()
 
 
 def run_sections(run: ReportedRun) -> list[Section]:
-    """The parts that one run fills by itself."""
+    """The sections that need no other run."""
     return [
-        Section("answers", "Where the answers go", confusion_plots(run)),
-        Section("logits", "What the logits do", [profile_plot(run)]),
-        Section("attention", "What attention knows", [attention_plot(run)]),
-        Section("recall", "Position by position", [recall_plot(run)], [recall_table(run)]),
+        Section("answers", "Answers by position", confusion_plots(run)),
+        Section("logits", "Logits by position", [profile_plot(run)]),
+        Section("attention", "Attention by position", [attention_plot(run)]),
+        Section("recall", "Recall by position", [recall_plot(run)], [recall_table(run)]),
         *_difference_sections(run),
         *_reliability_sections(run),
     ]
@@ -59,19 +76,19 @@ def confusion_plots(run: ReportedRun) -> list[Plot]:
     there = torch.bincount(targets, minlength=n).double() / len(targets)
     most = int((chosen - there).argmax())
     title = (
-        f"{BASELINE} points at position {most + 1} in {percent(float(chosen[most]), 0)} % of the prompts; the right "
-        f"image stands there in {percent(float(there[most]), 0)} %."
+        f"{BASELINE} points at position {most + 1} in {percent(float(chosen[most]), 0)} % of the prompts; the "
+        f"correct image stands there in {percent(float(there[most]), 0)} %."
         if chosen[most] > there[most]
-        else f"{BASELINE} points at every position as often as the right image stands there."
+        else f"{BASELINE} points at every position as often as the correct image stands there."
     )
     reading = (
-        "Rows: where the right image stood. Columns: which position was chosen, in % of the row. Without bias, what is "
-        "off the diagonal is spread evenly; a full column is a position that draws answers to itself."
+        "Rows: where the correct image stood. Columns: which position was chosen, in % of the row. Without bias, what "
+        "is off the diagonal is spread evenly; a full column is a position that attracts answers."
     )
-    plots = [Plot("confusion", title, reading, figures.confusion_figure({name: shares[name] for name in pair(run)}))]
+    plots = [Plot("confusion", figures.confusion_figure({name: shares[name] for name in pair(run)}), title, reading)]
     if len(shares) > 2:
         figure = figures.confusion_figure(shares)
-        plots.append(Plot("confusion_all", "The same for every method.", "Rows and columns as above.", figure))
+        plots.append(Plot("confusion_all", figure, "The same for every method.", "Rows and columns as above."))
     return plots
 
 
@@ -81,14 +98,14 @@ def profile_plot(run: ReportedRun) -> Plot:
     profiles = {name: mean_by_target(log_odds(run.log_probs[name]), run.prompts.targets) for name in names}
     positions = torch.arange(run.num_candidates)
     peaks = {name: int((values.argmax(1) == positions).sum()) for name, values in profiles.items()}
-    told = ", ".join(f"in {count} of {run.num_candidates} positions with {name}" for name, count in peaks.items())
+    where = ", ".join(f"in {count} of {run.num_candidates} positions with {name}" for name, count in peaks.items())
     return Plot(
         "profiles",
-        f"On average the logits are highest for the right image {told}.",
-        "One panel for each position of the right image, which is shaded. A line is the mean log-odds of every "
+        figures.profile_figure(profiles),
+        f"On average the logits are highest for the correct image {where}.",
+        "One panel for each position of the correct image, which is shaded. A line is the mean log-odds of every "
         "position against the average one, in nats: it should peak in the shade. A shape that all panels share is "
         "position bias.",
-        figures.profile_figure(profiles),
     )
 
 
@@ -112,14 +129,15 @@ def attention_plot(run: ReportedRun) -> Plot:
     )
     return Plot(
         "attention",
-        f"In {percent(found, 0)} % of the prompts that {BASELINE} gets wrong, attention is largest on the right image."
+        figure,
+        f"In {percent(found, 0)} % of the prompts that {BASELINE} gets wrong, attention is largest on the correct "
+        "image."
         if wrong.any()
         else f"{BASELINE} gets no prompt wrong.",
-        f"Left: the mean probability of each position, by where the right image stood. Middle: the share of the "
+        f"Left: the mean probability of each position, by where the correct image stood. Middle: the share of the "
         f"attention on the images that each position has, in the {run.run.readout.top_layers} layers that look at them "
-        "most. Right: how often a layer's attention is largest on the right image; dotted, after dividing by the "
+        "most. Right: how often a layer's attention is largest on the correct image; dotted, after dividing by the "
         "calibrated prior.",
-        figure,
     )
 
 
@@ -131,10 +149,10 @@ def recall_plot(run: ReportedRun) -> Plot:
     ranges = [f"{name} finds {_range(recall[name])}" for name in pair(run)]
     return Plot(
         "recall",
-        f"Of the right images, {'; '.join(ranges)}.",
-        "Share of right answers by where the right image stood. Without position bias the line is flat. Below, the "
-        "same for every method, in %.",
         figures.recall_figure(recall),
+        f"Of the correct images, {'; '.join(ranges)}.",
+        "Share of correct answers by where the correct image stood. Without position bias the line is flat. Below, the "
+        "same for every method, in %.",
     )
 
 
@@ -160,62 +178,37 @@ def _difference_sections(run: ReportedRun) -> list[Section]:
     verdict = "is more than chance" if found.significant else "may be chance"
     plot = Plot(
         "differences",
+        figures.difference_figure(against),
         f"{run.headline} against {BASELINE}: {points(found.mean)} points (95 % interval {interval(found)}), which "
         f"{verdict}.",
-        "Dots: difference of accuracy. Bars: 95 % interval, samples drawn anew with all their orders. Coloured where "
+        "Dots: difference of accuracy. Bars: 95 % interval, samples resampled with all their orders. Coloured where "
         "the interval leaves out zero.",
-        figures.difference_figure(against),
     )
-    return [Section("differences", "Is it chance?", [plot], [differences_table(against)])]
+    return [Section("differences", "Significance of the differences", [plot], [differences_table(against)])]
 
 
 def _reliability_sections(run: ReportedRun) -> list[Section]:
     names = run.calibrated_probabilities
     curves = {name: reliability(run.log_probs[name], run.prompts.targets) for name in names}
     shown = {name: curves[name] for name in pair(run) if name in curves}
-    said = [
-        f"{name} claims to be right in {percent(_mean(curve.confidence, curve.share), 0)} % and is in "
-        f"{percent(_mean(curve.accuracy, curve.share), 0)} %"
+    claims = [
+        f"{name} claims to be correct in {percent(curve.mean_confidence, 0)} % and is in "
+        f"{percent(curve.mean_accuracy, 0)} %"
         for name, curve in shown.items()
     ]
     plot = Plot(
         "reliability",
-        f"{'; '.join(said)}.",
-        "How often answers of one probability are right; larger dots stand for more prompts. On the dashed line a "
-        "probability means what it says; below it, the answers are too sure.",
         figures.reliability_figure(shown),
+        f"{'; '.join(claims)}.",
+        "How often answers of one probability are correct; larger dots stand for more prompts. On the dashed line "
+        "probability and accuracy are equal; below it, the answers are too confident.",
     )
-    return [Section("reliability", "What a probability is worth", [plot], [reliability_table(curves, run)])]
-
-
-def _mean(values: Tensor, weights: Tensor) -> float:
-    return float((values * weights).sum())
+    return [Section("reliability", "Calibration of the probabilities", [plot], [reliability_table(curves)])]
 
 
 def _range(recall: Sequence[float | None]) -> str:
-    known: Mapping[int, float] = {place: value for place, value in enumerate(recall, 1) if value is not None}
+    known: Mapping[int, float] = {position: value for position, value in enumerate(recall, 1) if value is not None}
     low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     if known[low] == known[high]:
         return f"{percent(known[low], 0)} % everywhere"
     return f"{percent(known[low], 0)} % (position {low}) to {percent(known[high], 0)} % (position {high})"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawing that another command made."""
-
-    name: str
-    uri: str
-    """The drawing itself, as a data URI."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page."""
-
-    id: str
-    title: str
-    plots: Sequence[Plot] = ()
-    tables: Sequence[WrittenTable] = ()
-    pictures: Sequence[Picture] = ()
-    notes: Sequence[str] = ()

@@ -1,39 +1,44 @@
-"""The choices of many settings on the same stored evidence, with what they share computed once.
+"""The choices and metrics of many settings on the same stored evidence, with what they share computed once.
 
-The readouts of the mean over heads are small, and are :data:`lad_pl.readouts.READOUTS` themselves. The score of the
-readouts that weight every head is linear in the log attention, so those of all weights are one matrix product.
+A readout of the mean over heads is small, and is simply called. The scores of the built-in readouts that weight every
+head are linear in the log attention, so those of all weights are one matrix product. Any other readout of every head is
+called for each setting.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lad_pl.analysis.sweep.calibration_subsets import Calibrations, Draw, LayerSet
-from lad_pl.analysis.sweep.settings_grid import HEAD_READOUTS, LABEL_FREE_READOUTS, Setting
+from lad_pl.analysis.sweep.calibration_subsets import Calibrations, CalibrationSubset, LayerSet
+from lad_pl.analysis.sweep.settings_grid import Setting
 from lad_pl.calibrate import log_mean_probability
 from lad_pl.evidence.table import EvidenceRecords
-from lad_pl.metrics import accuracy_per_permutation, recall_std
-from lad_pl.readouts import EPS, READOUTS, ReadoutSettings, corrected, head_weights
-from lad_pl.types import Calibration, Evidence
+from lad_pl.metrics import METRICS, count, finite
+from lad_pl.readouts import EPS, READOUTS, HeadInformation, ReadoutSettings, corrected, head_weights
+from lad_pl.types import Evidence
 
+SCORED = ("accuracy", "accuracy_std", "rstd", "consistency", "circular_accuracy")
+"""The metrics of a sweep."""
+Scores = dict[str, float | None]
+"""Metric by name, between 0 and 1; None where it is undefined."""
 PROMPTS_AT_A_TIME = 1024
 _WEIGHTINGS_AT_A_TIME = 256
+_SETTINGS_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """One way to weight the heads, which several settings may share."""
+    """How the heads are weighted, which several settings may share."""
 
-    label_free: bool
-    draw: Draw | None
-    layers: LayerSet
+    information: HeadInformation
+    """The field of the calibration."""
+    subset: CalibrationSubset | None
+    layers: LayerSet | None
     exponent: float
 
 
@@ -55,12 +60,15 @@ class Evaluation:
         self._run = run
         self._batch_prior = log_mean_probability(log_probs) if run.batch == "test" else None
         self._by_weighting: dict[Weighting, list[int]] = {}
-        self._of_mean: list[int] = []
+        self._called: list[int] = []
         for number, setting in enumerate(settings):
-            if setting.readout in HEAD_READOUTS:
-                self._by_weighting.setdefault(_weighting(setting), []).append(number)
+            information = READOUTS[setting.readout].head_weights
+            if information is None:
+                self._called.append(number)
             else:
-                self._of_mean.append(number)
+                exponent = run.head_exponent if setting.head_exponent is None else setting.head_exponent
+                weighting = Weighting(information, setting.subset, setting.layers, exponent)
+                self._by_weighting.setdefault(weighting, []).append(number)
 
     def choices(self, parts: Iterable[EvidenceRecords]) -> Iterator[Tensor]:
         """The chosen positions (settings, P'), int16, of one portion of the prompts after the other."""
@@ -70,33 +78,28 @@ class Evaluation:
 
     def _choices(self, evidence: Evidence) -> Tensor:
         chosen = torch.empty(len(self.settings), len(evidence), dtype=torch.int16)
-        for number, scores in (*self._mean_scores(evidence), *self._head_scores(evidence)):
-            chosen[number] = scores
+        for number, choices in (*self._of_called(evidence), *self._of_weighted(evidence)):
+            chosen[number] = choices
         return chosen
 
-    # ---------------------------------------------------------------------------------------- the mean over the heads
+    # ------------------------------------------------------------------------------------ readouts that are called
 
-    def _mean_scores(self, evidence: Evidence) -> Iterator[tuple[int, Tensor]]:
-        on_layers: dict[LayerSet | None, Evidence] = {None: evidence}
-        for number in self._of_mean:
+    def _of_called(self, evidence: Evidence) -> Iterator[tuple[int, Tensor]]:
+        on_layers: dict[tuple[LayerSet | None, bool], Evidence] = {}
+        for number in self._called:
             setting = self.settings[number]
-            layers = setting.layers
-            if layers is not None and layers not in on_layers:
-                mean = evidence.layer_attention[:, list(layers.places)]
-                on_layers[layers] = Evidence(evidence.log_probs, mean[:, :, None], mean)
-            calibration = self._calibration(setting)
-            settings = setting.readout_settings(self._run)
-            yield number, READOUTS[setting.readout](on_layers[layers], calibration, settings).argmax(-1)
+            readout = READOUTS[setting.readout]
+            key = setting.layers, readout.per_head
+            if key not in on_layers:
+                on_layers[key] = _on_layers(evidence, *key)
+            calibration = self._calibrations.of(setting.subset, setting.layers, label_free=readout.per_head)
+            if self._batch_prior is not None:
+                calibration = replace(calibration, log_batch_prior=self._batch_prior)
+            yield number, readout(on_layers[key], calibration, setting.readout_settings(self._run)).argmax(-1)
 
-    def _calibration(self, setting: Setting) -> Calibration:
-        calibration = self._calibrations.of(setting.draw, setting.layers)
-        if self._batch_prior is None:
-            return calibration
-        return replace(calibration, log_batch_prior=self._batch_prior)
+    # ------------------------------------------------------------------------- readouts that are a weighting of heads
 
-    # ------------------------------------------------------------------------------------------ every head by itself
-
-    def _head_scores(self, evidence: Evidence) -> Iterator[tuple[int, Tensor]]:
+    def _of_weighted(self, evidence: Evidence) -> Iterator[tuple[int, Tensor]]:
         if not self._by_weighting:
             return
         num_prompts, num_layers, num_heads, n = evidence.attention.shape
@@ -107,18 +110,18 @@ class Evaluation:
             scores -= scores.mean(-1, keepdim=True)
             for weighting, score in zip(weightings, scores, strict=True):
                 for number in self._by_weighting[weighting]:
-                    yield number, self._head_choice(self.settings[number], evidence.log_probs, score)
+                    yield number, self._weighted_choice(self.settings[number], evidence.log_probs, score)
 
-    def _head_choice(self, setting: Setting, log_probs: Tensor, score: Tensor) -> Tensor:
-        if setting.recipe is None:
+    def _weighted_choice(self, setting: Setting, log_probs: Tensor, score: Tensor) -> Tensor:
+        if READOUTS[setting.readout].scale == "nats":
             return score.argmax(-1)
         settings = setting.readout_settings(self._run)
         pi = (settings.temperature * score).softmax(-1)
-        return corrected(log_probs, pi, self._calibrations.of(setting.draw, None), settings.recipe).argmax(-1)
+        return corrected(log_probs, pi, self._calibrations.of(setting.subset, None), settings.recipe).argmax(-1)
 
     @cached_property
     def _weights(self) -> list[tuple[list[Weighting], Tensor, Tensor]]:
-        """Weightings, a few hundred at a time, with their weights (W, L H) and what comes off their scores (W, N)."""
+        """A few hundred weightings at a time, their weights (W, L H), and the offsets (W, N) of their scores."""
         weightings = list(self._by_weighting)
         parts = [
             weightings[first : first + _WEIGHTINGS_AT_A_TIME]
@@ -131,41 +134,18 @@ class Evaluation:
         return blocks
 
     def _weight(self, weighting: Weighting) -> tuple[Tensor, Tensor]:
-        calibration = self._calibrations.of(weighting.draw, weighting.layers, weighting.label_free)
-        information = calibration.head_information_label_free if weighting.label_free else calibration.head_information
-        weights = head_weights(information, weighting.exponent)
-        everywhere = weights.new_zeros(self._calibrations.num_layers, weights.shape[1])
-        everywhere[list(weighting.layers.places)] = weights
-        return everywhere.flatten(), torch.einsum("lh,lhn->n", weights, calibration.log_attention_mean)
+        label_free = weighting.information == "head_information_label_free"
+        calibration = self._calibrations.of(weighting.subset, weighting.layers, label_free)
+        weights = head_weights(getattr(calibration, weighting.information), weighting.exponent)
+        on_all_layers = weights.new_zeros(self._calibrations.num_layers, weights.shape[1])
+        on_all_layers[slice(None) if weighting.layers is None else list(weighting.layers.indices)] = weights
+        return on_all_layers.flatten(), torch.einsum("lh,lhn->n", weights, calibration.log_attention_mean)
 
 
-def _weighting(setting: Setting) -> Weighting:
-    chosen: Any = (setting.draw, setting.layers, setting.head_exponent)
-    return Weighting(setting.readout in LABEL_FREE_READOUTS, *chosen)
-
-
-METRICS = ("accuracy", "accuracy_std", "rstd", "consistency", "circular_accuracy")
-
-
-Scores = dict[str, float | None]
-"""Metric by name, between 0 and 1; None where it is undefined."""
-
-
-_SETTINGS_AT_A_TIME = 128
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The sums of :class:`lad_pl.metrics.PermutationMetric`, of S settings."""
-
-    confusion: Tensor
-    """(S, N, N): true position by chosen position."""
-    correct: Tensor
-    """(S, T): samples answered right under each permutation."""
-    consistent: Tensor
-    """(S,): samples for which every permutation chooses the same image."""
-    always_correct: Tensor
-    """(S,): samples answered right under every permutation."""
+def _on_layers(evidence: Evidence, layers: LayerSet | None, per_head: bool) -> Evidence:
+    chosen = slice(None) if layers is None else list(layers.indices)
+    mean = evidence.layer_attention[:, chosen]
+    return Evidence(evidence.log_probs, evidence.attention[:, chosen] if per_head else mean[:, :, None], mean)
 
 
 def score(choices: Tensor, prompts: EvidenceRecords) -> list[Scores]:
@@ -175,38 +155,11 @@ def score(choices: Tensor, prompts: EvidenceRecords) -> list[Scores]:
         choices: (S, P) positions.
         prompts: the P prompts, the T permutations of a sample one after the other.
     """
-    return [scores for part in choices.split(_SETTINGS_AT_A_TIME) for scores in _scores(part, prompts)]
-
-
-def _scores(choices: Tensor, prompts: EvidenceRecords) -> Iterator[Scores]:
-    counts = count(choices.long(), prompts)
-    num_samples = torch.tensor(len(prompts) // prompts.num_permutations)
-    for number, correct in enumerate(counts.correct):
-        accuracies = accuracy_per_permutation(correct, num_samples)
-        values = {
-            "accuracy": accuracies.mean(),
-            "accuracy_std": accuracies.std(correction=1) if len(accuracies) > 1 else math.nan,
-            "rstd": recall_std(counts.confusion[number]),
-            "consistency": counts.consistent[number].double() / num_samples,
-            "circular_accuracy": counts.always_correct[number].double() / num_samples,
-        }
-        yield {name: _finite(float(values[name])) for name in METRICS}
-
-
-def count(choices: Tensor, prompts: EvidenceRecords) -> Counts:
-    """Count what S settings chose; ``choices`` (S, P) positions."""
-    n, num_prompts = prompts.num_candidates, len(prompts)
-    by_sample = (len(choices), -1, prompts.num_permutations)
-    right = (choices == prompts.targets).view(by_sample)
-    images = prompts.permutations.flatten()[torch.arange(num_prompts) * n + choices].view(by_sample)
-    cells = torch.arange(len(choices))[:, None] * n * n + prompts.targets * n + choices
-    return Counts(
-        confusion=torch.bincount(cells.flatten(), minlength=len(choices) * n * n).view(-1, n, n),
-        correct=right.sum(1),
-        consistent=(images == images[..., :1]).all(2).sum(1),
-        always_correct=right.all(2).sum(1),
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    shape = (-1, prompts.num_permutations)
+    targets, permutations = prompts.targets.view(shape), prompts.permutations.view(*shape, prompts.num_candidates)
+    scores: list[Scores] = []
+    for part in choices.split(_SETTINGS_AT_A_TIME):
+        counts = count(part.long().view(len(part), *targets.shape), targets, permutations)
+        columns = [finite(METRICS[name](counts).tolist()) for name in SCORED]
+        scores += [dict(zip(SCORED, values, strict=True)) for values in zip(*columns, strict=True)]
+    return scores

@@ -1,4 +1,4 @@
-"""Which settings a sweep tries: the cross product of what is asked for, or the paper's ablations."""
+"""Which settings a sweep tries: the cross product of the given values, or the paper's ablations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, get_args
 
-from lad_pl.analysis.sweep.calibration_subsets import Draw, LayerSet, all_layers, draws_of, layer_sets, usual_layer_sets
+from lad_pl.analysis.sweep.calibration_subsets import (
+    CalibrationSubset,
+    LayerSet,
+    all_layers,
+    draw_subsets,
+    layer_sets,
+    usual_layer_sets,
+)
 from lad_pl.errors import UserError
-from lad_pl.readouts import ReadoutSettings, Recipe, check_names
+from lad_pl.readouts import FACTORS, READOUTS, ReadoutSettings, Recipe, check_names
 
 COMPONENTS = (
     "vanilla",
@@ -21,21 +28,77 @@ COMPONENTS = (
     "head_information_label_free",
     "agd_head",
 )
-"""Readouts whose comparison tells what each part of the method is good for."""
+"""Readouts whose comparison shows what each part of the method contributes."""
 _USUAL: dict[str, tuple[float, ...]] = {
     "temperature": (0.5, 1, 2, 3, 5, 7, 10, 20),
     "head_exponent": (0, 0.5, 1, 2, 3, 4),
     "top_layers": (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60, 80),
     "num_calibration": (1, 2, 3, 5, 10, 20, 50, 100, 200),
 }
-
-
 _REAL = ("temperature", "head_exponent")
+_SETTINGS = ("recipe", "top_layers", "temperature", "head_exponent")
+"""The factors that are fields of ReadoutSettings."""
+Values = Mapping[str, Sequence[Any]]
+"""Values to try, by factor."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A readout and its free choices; None where a choice does not matter to the readout."""
+
+    readout: str
+    recipe: Recipe | None = None
+    top_layers: int | None = None
+    temperature: float | None = None
+    layers: LayerSet | None = None
+    head_exponent: float | None = None
+    num_calibration: int | None = None
+    subset: CalibrationSubset | None = None
+
+    def without_subset(self) -> Setting:
+        """The same for every calibration subset."""
+        return replace(self, subset=None)
+
+    def readout_settings(self, run: ReadoutSettings) -> ReadoutSettings:
+        """What the readout is computed with: these choices, and the run's own where they do not matter."""
+        chosen = {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
+        # A K that the layers do not have must not fail a readout that has no use for it.
+        return replace(run, **{"top_layers": 1, **chosen})
+
+
+def factors_of(readout: str, run: ReadoutSettings) -> tuple[str, ...]:
+    """The factors on which the choices of a readout depend."""
+    if readout == "batch_calibration" and run.batch == "test":  # no calibration sample enters
+        return ()
+    return READOUTS[readout].depends_on
+
+
+def product(
+    readouts: Iterable[str], values: Values, subsets: Callable[[int], Sequence[CalibrationSubset]], run: ReadoutSettings
+) -> list[Setting]:
+    """Every combination of the values of the factors that matter, for every readout, in order and once each.
+
+    Args:
+        readouts: their names.
+        values: of every factor. A K of more layers than a set of layers has is lowered to what it has.
+        subsets: the calibration subsets of a size.
+        run: the run's own choices.
+    """
+    settings: dict[Setting, None] = {}
+    for readout in readouts:
+        factors = factors_of(readout, run)
+        for combination in itertools.product(*(values[factor] for factor in factors)):
+            chosen = dict(zip(factors, combination, strict=True))
+            if "top_layers" in chosen and "layers" in chosen:
+                chosen["top_layers"] = min(chosen["top_layers"], len(chosen["layers"]))
+            of_size = subsets(chosen["num_calibration"]) if "num_calibration" in chosen else [None]
+            settings |= dict.fromkeys(Setting(readout, subset=subset, **chosen) for subset in of_size)
+    return list(settings)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a run has in store to choose from."""
+    """What a run has stored, and the choices that it was made with."""
 
     readouts: tuple[str, ...]
     """Those that the run reported."""
@@ -48,20 +111,19 @@ class Stored:
 
     def values(self) -> dict[str, Any]:
         """The run's own value of every factor."""
-        layers = all_layers(self.layers)
-        own = {name: getattr(self.readout, name) for name in ("recipe", "top_layers", "temperature", "head_exponent")}
-        return {**own, "layers": layers, "num_calibration": self.num_calibration}
+        own = {name: getattr(self.readout, name) for name in _SETTINGS}
+        return {**own, "layers": all_layers(self.layers), "num_calibration": self.num_calibration}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The settings, and how to look at them."""
+class SettingsGrid:
+    """The settings to try, and how to look at them."""
 
     settings: tuple[Setting, ...]
     varied: dict[str, tuple[Any, ...]]
     """The factors of which more than one value is tried, with these."""
     reference: dict[str, Any]
-    """The value of every factor at which it is held while another is looked at: the run's own, where it is tried."""
+    """The value of every factor at which it is held while another is varied: the run's own, where it is tried."""
 
     def is_reference(self, setting: Setting, but: str | None = None) -> bool:
         """Whether all factors of a setting, ``but`` one, have their reference values."""
@@ -74,65 +136,31 @@ class Plan:
         return value is None or value == held
 
 
-def make_plan(
+def make_grid(
     stored: Stored, options: Mapping[str, Any], readouts: Sequence[str] | None, draws: int, seed: int
-) -> Plan:
+) -> SettingsGrid:
     """The cross product of the values that the options give, or every factor varied by itself where they give none.
 
     Args:
-        stored: what the run has in store.
+        stored: what the run has stored.
         options: a value, a list of values or None by factor.
         readouts: their names; if None, those that the run reported, and in ablations those of the components.
-        draws: how many choices of calibration samples of every size.
-        seed: of the draws.
+        draws: how many calibration subsets of every size.
+        seed: of the subsets.
 
     Raises:
-        UserError: a list is empty, or a value is not to be had from the store.
+        UserError: a list is empty, or a value cannot be computed from the store.
     """
     given = {factor: _as_list(factor, value) for factor, value in options.items() if value is not None}
     if readouts is not None:
         check_names(readouts)
     _check(given, stored)
-    combine = partial(product, draws=cache(partial(draws_of, stored.num_calibration, count=draws, seed=seed)))
-    draws_of(stored.num_calibration, 1, draws)  # its check of their number
+    subsets = cache(partial(draw_subsets, stored.num_calibration, count=draws, seed=seed))
+    subsets(1)  # checks the number of draws
+    combine = partial(product, subsets=subsets, run=stored.readout)
     if given:
         return _cross_product(stored, given, readouts or stored.readouts, combine)
     return _ablations(stored, readouts or tuple(dict.fromkeys((*COMPONENTS, *stored.readouts))), combine)
-
-
-def _cross_product(stored: Stored, given: dict[str, tuple[Any, ...]], readouts: Sequence[str], combine: Any) -> Plan:
-    own = stored.values()
-    values: Values = {factor: given.get(factor, (own[factor],)) for factor in FACTORS}
-    varied = {factor: tuple(values[factor]) for factor in FACTORS if len(values[factor]) > 1}
-    reference = {factor: own[factor] if own[factor] in values[factor] else values[factor][0] for factor in FACTORS}
-    return Plan(tuple(combine(readouts, values, run=stored.readout)), varied, reference)
-
-
-def _ablations(stored: Stored, readouts: Sequence[str], combine: Any) -> Plan:
-    own = stored.values()
-    held = {factor: (value,) for factor, value in own.items()}
-    tried = {factor: _usual(factor, stored) for factor in FACTORS}
-    settings = dict.fromkeys(combine(readouts, held, run=stored.readout))
-    for factor, values in tried.items():
-        settings |= dict.fromkeys(combine(readouts, {**held, factor: values}, run=stored.readout))
-    varied = {
-        factor: values
-        for factor, values in tried.items()
-        if len(values) > 1 and any(getattr(setting, factor) is not None for setting in settings)
-    }
-    return Plan(tuple(settings), varied, own)
-
-
-def _usual(factor: str, stored: Stored) -> tuple[Any, ...]:
-    own = stored.values()[factor]
-    if factor == "recipe":
-        return tuple(dict.fromkeys((own, *get_args(Recipe))))
-    if factor == "layers":
-        return usual_layer_sets(stored.layers)
-    most = {"top_layers": len(stored.layers), "num_calibration": stored.num_calibration}.get(factor)
-    fitting = {value for value in _USUAL[factor] if most is None or value <= most}
-    values = sorted(fitting | {own} | ({most} if most is not None else set()))
-    return tuple(map(float, values) if factor in _REAL else values)
 
 
 def _as_list(factor: str, value: Any) -> tuple[Any, ...]:
@@ -157,91 +185,44 @@ def _check(given: dict[str, tuple[Any, ...]], stored: Stored) -> None:
     if most > len(smallest):
         raise UserError(
             f"--top_layers is {most}, but --layers {smallest} has only {len(smallest)}; lower it, or leave "
-            "--top_layers out: it is then cut to what each set of layers has."
+            "--top_layers out: it is then lowered to what each set of layers has."
         )
 
 
-FACTORS = ("recipe", "top_layers", "temperature", "layers", "head_exponent", "num_calibration")
-"""What a readout may depend on, by the names of the columns of sweep.csv."""
+def _cross_product(
+    stored: Stored, given: dict[str, tuple[Any, ...]], readouts: Sequence[str], combine: Any
+) -> SettingsGrid:
+    own = stored.values()
+    values: Values = {factor: given.get(factor, (own[factor],)) for factor in FACTORS}
+    varied: dict[str, Any] = {factor: tuple(values[factor]) for factor in FACTORS if len(values[factor]) > 1}
+    reference: dict[str, Any] = {
+        factor: own[factor] if own[factor] in values[factor] else values[factor][0] for factor in FACTORS
+    }
+    return SettingsGrid(tuple(combine(readouts, values)), varied, reference)
 
 
-_OF_READOUT = {
-    "vanilla": (),
-    "pride": ("num_calibration",),
-    "pride_reference": ("recipe", "num_calibration"),
-    "batch_calibration": ("num_calibration",),
-    "raw_attention": ("top_layers", "layers"),
-    # The temperature sharpens the posterior, and leaves the order of the images as it is.
-    "purified_attention": ("recipe", "top_layers", "layers", "num_calibration"),
-    "agd": ("recipe", "top_layers", "temperature", "layers", "num_calibration"),
-    "head_information": ("layers", "head_exponent", "num_calibration"),
-    "head_information_label_free": ("layers", "head_exponent", "num_calibration"),
-    "agd_head": ("recipe", "temperature", "layers", "head_exponent", "num_calibration"),
-    "agd_head_label_free": ("recipe", "temperature", "layers", "head_exponent", "num_calibration"),
-}
+def _ablations(stored: Stored, readouts: Sequence[str], combine: Any) -> SettingsGrid:
+    own = stored.values()
+    held = {factor: (value,) for factor, value in own.items()}
+    tried = {factor: _usual(factor, stored) for factor in FACTORS}
+    settings = dict.fromkeys(combine(readouts, held))
+    for factor, values in tried.items():
+        settings |= dict.fromkeys(combine(readouts, {**held, factor: values}))
+    varied: dict[str, Any] = {
+        factor: values
+        for factor, values in tried.items()
+        if len(values) > 1 and any(getattr(setting, factor) is not None for setting in settings)
+    }
+    return SettingsGrid(tuple(settings), varied, own)
 
 
-HEAD_READOUTS = frozenset(name for name, factors in _OF_READOUT.items() if "head_exponent" in factors)
-"""Readouts that look at every head; to the others the mean over the heads is enough."""
-
-
-LABEL_FREE_READOUTS = frozenset(name for name in HEAD_READOUTS if name.endswith("_label_free"))
-
-
-Values = Mapping[str, Sequence[Any]]
-"""Values to try, by factor."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A readout and its free choices; None where a choice does not matter to the readout."""
-
-    readout: str
-    recipe: Recipe | None = None
-    top_layers: int | None = None
-    temperature: float | None = None
-    layers: LayerSet | None = None
-    head_exponent: float | None = None
-    num_calibration: int | None = None
-    draw: Draw | None = None
-
-    def without_draw(self) -> Setting:
-        """The same for every draw of calibration samples."""
-        return replace(self, draw=None)
-
-    def readout_settings(self, run: ReadoutSettings) -> ReadoutSettings:
-        """What the readout is computed with: these choices, and the run's own where they do not matter."""
-        names = ("recipe", "top_layers", "temperature", "head_exponent")
-        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        # A K that the layers do not have must not trip a readout that has no use for it.
-        return replace(run, **{"top_layers": 1, **chosen})
-
-
-def factors_of(readout: str, run: ReadoutSettings) -> tuple[str, ...]:
-    """The factors on which the choices of a readout depend."""
-    if readout == "batch_calibration" and run.batch == "test":
-        return ()
-    return _OF_READOUT[readout]
-
-
-def product(
-    readouts: Iterable[str], values: Values, draws: Callable[[int], Sequence[Draw]], run: ReadoutSettings
-) -> list[Setting]:
-    """Every combination of the values of the factors that matter, for every readout, in order and once each.
-
-    Args:
-        readouts: their names.
-        values: of every factor. More layers than a set of layers has are cut to what it has.
-        draws: the choices of so many calibration samples.
-        run: the run's own choices.
-    """
-    settings: dict[Setting, None] = {}
-    for readout in readouts:
-        factors = factors_of(readout, run)
-        for combination in itertools.product(*(values[factor] for factor in factors)):
-            chosen = dict(zip(factors, combination, strict=True))
-            if "top_layers" in chosen:
-                chosen["top_layers"] = min(chosen["top_layers"], len(chosen["layers"]))
-            of_size = draws(chosen["num_calibration"]) if "num_calibration" in chosen else [None]
-            settings |= dict.fromkeys(Setting(readout, draw=draw, **chosen) for draw in of_size)
-    return list(settings)
+def _usual(factor: str, stored: Stored) -> tuple[Any, ...]:
+    own = stored.values()[factor]
+    if factor == "recipe":
+        return tuple(dict.fromkeys((own, *get_args(Recipe))))
+    if factor == "layers":
+        return usual_layer_sets(stored.layers)
+    most = {"top_layers": len(stored.layers), "num_calibration": stored.num_calibration}.get(factor)
+    fitting = {value for value in _USUAL[factor] if most is None or value <= most}
+    values = sorted(fitting | {own} | ({most} if most is not None else set()))
+    return tuple(map(float, values) if factor in _REAL else values)
