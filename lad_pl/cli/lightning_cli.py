@@ -76,20 +76,37 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """fit, validate, test and predict."""
+    """fit, validate, test and predict.
 
-    contact_sheet: str | None = None
-    """Picture file that ``predict --images`` is to write."""
+    Args:
+        arguments: of the command line.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        typed, self.contact_sheet = translated(arguments)
+        # Building a parser takes a third of a second: where the command comes first, only its own is built.
+        self._commands = [name for name in LIGHTNING_COMMANDS if name in typed[:1]] or [*LIGHTNING_COMMANDS]
+        super().__init__(
+            AttentionGuidedDebiasing,
+            MultiImageData,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=False,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            parser_kwargs=_parser_settings(self._commands, typed),
+            args=typed,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Without a class, ``--data`` options are those of annotation files."""
         parser.set_defaults({"data": {"class_path": "lad_pl.data.MultiImageData"}})
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, less the options that are decided here or, as ``--ckpt_path``, described here."""
-        commands = LightningCLI.subcommands()
-        return {name: {*hidden, *_DECIDED[name], "ckpt_path"} for name, hidden in commands.items()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is a static method
+        """The commands to build, and Lightning's arguments of each that are no options, or described here."""
+        hidden = LightningCLI.subcommands()
+        return {name: {*hidden[name], *_DECIDED[name], "ckpt_path"} for name in self._commands}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -193,20 +210,8 @@ def run_lightning(arguments: Sequence[str]) -> int:
         UserError, argparse.ArgumentError, OSError, UnicodeError: a mistake in what was typed or supplied.
     """
     _prepare()
-    typed, CLI.contact_sheet = translated(arguments)
     try:
-        CLI(
-            AttentionGuidedDebiasing,
-            MultiImageData,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=False,
-            trainer_defaults=_TRAINER_DEFAULTS,
-            parser_kwargs=_parser_settings(typed),
-            args=typed,
-        )
+        CLI(arguments)
     except RuntimeError as error:
         if not is_lost_contact(error):
             raise
@@ -216,7 +221,7 @@ def run_lightning(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser_settings(arguments: Sequence[str]) -> dict[str, Any]:
+def _parser_settings(commands: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
     """Keyword arguments of the parsers; where no configuration or model is named, commands run the embedded demo."""
     settings: dict[str, Any] = {
         "prog": "lad_pl",
@@ -224,11 +229,11 @@ def _parser_settings(arguments: Sequence[str]) -> dict[str, Any]:
         "description": "Measure and remove position bias of multi-image vision-language models. `python -m lad_pl "
         "--help` lists all commands.",
     }
-    settings |= {command: {"description": summary} for command, summary in LIGHTNING_COMMANDS.items()}
+    settings |= {command: {"description": LIGHTNING_COMMANDS[command]} for command in commands}
     named = {argument.partition("=")[0] for argument in arguments}
     # Nor does a help show the demo's values, as if they were everybody's defaults.
     if not named & {"-c", "--config", "--model", "--model.vlm", "--model.vlm.path", "-h", "--help", "--help-all"}:
-        for command in LIGHTNING_COMMANDS:
+        for command in commands:
             settings[command]["default_config_files"] = [str(asset("configs/demo.yaml"))]
     return settings
 
