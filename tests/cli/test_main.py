@@ -14,17 +14,7 @@ from commands import fails
 from lad_pl.cli import main
 from lad_pl.cli.commands import LIGHTNING_COMMANDS, OTHER_COMMANDS
 
-HEAVY = (
-    "torch",
-    "lightning",
-    "transformers",
-    "torchvision",
-    "torchmetrics",
-    "pyarrow",
-    "datasets",
-    "matplotlib",
-    "PIL",
-)
+HEAVY = ("torch", "lightning", "transformers", "pyarrow", "numpy", "matplotlib", "PIL")
 IN_A_PROCESS = """
 import json, sys
 from lad_pl.cli import main
