@@ -36,10 +36,10 @@ def startup(against: Path | None = None, repeats: int = 5) -> None:
     checkouts = [Path(__file__).parents[1], *([against.resolve()] if against else [])]
     seconds: dict[tuple[str, Path], list[float | None]] = {(case, path): [] for case in CASES for path in checkouts}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(repeats + 1):
+        for _ in range(repeats):
             for (case, path), values in seconds.items():
                 values.append(cpu_seconds(case, path, folder))
-    table = Table("", "CPU s", "/ torch", *(["CPU s, other", "/ torch"] if against else []), box=box.SIMPLE_HEAD)
+    table = Table("", "CPU s", "/ torch", *(["CPU s, other", "/ torch"] if against else []), box=box.MARKDOWN)
     for case in CASES:
         row = []
         for path in checkouts:
@@ -64,8 +64,8 @@ def cpu_seconds(case: str, checkout: Path, folder: str) -> float | None:
 
 
 def median(values: list[float | None]) -> float | None:
-    """Without the first value, of a process that may have compiled the source files."""
-    kept = [value for value in values[1:] if value is not None]
+    """None if no process ended as it should."""
+    kept = [value for value in values if value is not None]
     return statistics.median(kept) if kept else None
 
 

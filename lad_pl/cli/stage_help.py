@@ -74,6 +74,9 @@ def help_parser(command: str, summary: str, data: type[MultiImageData]) -> Argum
     for name, title in _TITLES.items():
         parser.groups[name].title = title
     parser.groups["data"].title = f"Data ({data.__name__})"
+    parser.groups["data"].add_argument(
+        "--data.help", metavar="CLASS", help="Show the options of another class and exit."
+    )
     if command == "predict":
         add_photo_options(parser.add_argument_group("Photos, in place of data"))
     _add_run_options(parser.add_argument_group("Run"), command)
@@ -95,7 +98,6 @@ def _add_run_options(group: Any, command: str) -> None:
     group.add_argument(
         "--seed_everything", metavar="SEED", default=False, help="Seed; true draws one, false sets none."
     )
-    group.add_argument("--data.help", metavar="CLASS", help="Show the options of another data class and exit.")
     group.add_argument("--help-all", action="help", help="Show all options, with their types, and exit.")
 
 
