@@ -1,6 +1,6 @@
-"""The commands around LightningCLI's: plain functions, whose signatures and docstrings are the options and their help.
+"""The names of all commands, and the commands that need no Lightning: functions whose signatures become options.
 
-Each imports what it needs when it is called, because no other command needs it.
+Each function's docstring is its help. Everything is imported when it is called, so that each command starts fast.
 """
 
 from __future__ import annotations
@@ -9,24 +9,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli
-
-SUMMARIES = {
-    "prepare": "Build annotation files from captioned images and benchmarks.",
-    "download": "Fetch public sets of captioned images.",
-    "sweep": "Try other settings on a run's stored evidence, without its model.",
-    "report": "Show what runs found: one HTML page, figures and tables.",
-    "compare": "Say whether one run, or one readout, is better than another by more than chance.",
+LIGHTNING_COMMANDS = {
+    "fit": "Calibrate on a few samples.",
+    "validate": "Evaluate on the validation samples, to choose settings.",
+    "test": "Evaluate every readout on the test samples.",
+    "predict": "Rank the images of samples whose answers are unknown.",
 }
+"""What each command of the Trainer does."""
+OTHER_COMMANDS = {
+    "prepare": "Build annotation files from captioned images and benchmarks.",
+    "download": "Download public sets of captioned images.",
+    "sweep": "Evaluate other settings on a run's stored evidence.",
+    "report": "Write an HTML page, figures and tables of what runs found.",
+    "compare": "Test whether one run, or one readout, is better than another.",
+}
+"""What each of the other commands does."""
 
 
 def run_command(command: str, arguments: Sequence[str]) -> None:
-    """Run one of :data:`SUMMARIES`.
+    """Run one of :data:`OTHER_COMMANDS`.
 
     Raises:
-        UserError: something typed or supplied does not fit.
-        jsonargparse.ArgumentError: an option cannot be read.
+        UserError: something typed or supplied is wrong.
+        argparse.ArgumentError: an option cannot be parsed.
     """
+    from jsonargparse import auto_cli
+
     if command == "prepare":
         from lad_pl.data.prepare.commands import COMMANDS
 
@@ -53,7 +61,9 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
 def _on_runs(
     function: Callable[..., Any], folders: str, count: str | None, command: str, arguments: Sequence[str]
 ) -> None:
-    """A function whose first parameter is one run folder, or several: named without an option."""
+    """Run a function whose first parameter is one run folder or several, given without an option's name."""
+    from jsonargparse import ArgumentParser
+
     description = " ".join((function.__doc__ or "").partition("Args:")[0].split())
     parser = ArgumentParser(prog=f"lad_pl {command}", exit_on_error=False, description=description)
     several: dict[str, Any] = {} if count is None else {"nargs": count}

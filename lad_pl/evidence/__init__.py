@@ -1,4 +1,4 @@
-"""The evidence of forward passes, as tables and on disk."""
+"""The evidence of forward passes: records in memory, and the store on disk."""
 
 from lad_pl.evidence.store import EvidenceStore, read_prompts, read_settings, stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
