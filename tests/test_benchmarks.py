@@ -12,13 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from paths import ROOT
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from lad_pl import UserError
-from lad_pl.data.permutations import random_permutations
-
-sys.path.insert(0, str(ROOT))
 from benchmarks import (
     against_plain,
     batching,
@@ -38,6 +33,8 @@ from benchmarks.measure import Figure, Stopwatch, interleaved, more_than, ratios
 from benchmarks.memory import one_peak, peaks
 from benchmarks.models import SHAPES, build_config, build_model, build_processor
 from benchmarks.ours import Bench, BenchOptions, LoadedModel
+from lad_pl import UserError
+from lad_pl.data.permutations import random_permutations
 
 SMALL = {"shape": "tiny", "image_size": 112, "permutations": 2, "repeats": 1}
 
