@@ -6,7 +6,8 @@ import os
 
 from paths import SHARED
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
+# Read when huggingface_hub and torch are imported, here and in processes that tests start, so before anything else.
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 from collections.abc import Callable
 from functools import cache
@@ -15,14 +16,14 @@ from pathlib import Path
 import docstring_parser
 import models_table
 import pytest
-import torch
+from commands import QUIET, noise_options, write_annotations
 from families import Family
 from tiny_vlm import build_tiny_qwen
 
 from lad_pl import PromptSpec, VisionLanguageModel, VLMSpec
+from lad_pl.cli import main
 
 MEASURED = pytest.StashKey[dict[str, dict[str, float]]]()
-torch.set_num_threads(1)  # the models are tiny
 # Every command reads the docstrings of all of its options' classes anew, which is half of its time; they stay the same.
 docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
@@ -61,6 +62,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_vlm(tiny_folder: Path) -> VisionLanguageModel:
     return VisionLanguageModel.load(VLMSpec(str(tiny_folder), dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def fitted(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight samples of three noise images in `data`, and the tiny model calibrated on two of them in `run`; copy it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    write_annotations(folder / "data", 8)
+    assert main(["fit", *noise_options(tiny_folder, folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The calibration of the demo model that `fit` makes without options."""
+    folder = tmp_path_factory.mktemp("demo")
+    assert main(["fit", f"--trainer.default_root_dir={folder}", *QUIET]) == 0
+    return folder / "calibration.ckpt"
 
 
 @pytest.fixture(scope="session")

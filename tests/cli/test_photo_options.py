@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import QUIET, fails, run, stops_after, write_annotations
+from commands import fails, noise_options, run, stops_after
 from PIL import Image
 from tiny_vlm import write_noise_images
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def calibrated(tiny_folder: Path, fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options of a model with a calibration for three images at a time."""
-    folder = tmp_path_factory.mktemp("calibrated")
-    (folder / "data").mkdir()
-    options = [
-        f"--model.vlm.path={tiny_folder}",
-        "--model.vlm.dtype=float32",
-        "--model.prompt.image_size=84",
-        "--model.layers=2-5",
-        f"--trainer.default_root_dir={folder / 'run'}",
-        *QUIET,
-    ]
-    annotations = write_annotations(folder / "data", 4)
-    assert run("fit", *options, f"--data.annotations={annotations}", "--data.num_calibration=2") == 0
-    return options
+    folder = shutil.copytree(fitted, tmp_path_factory.mktemp("calibrated"), dirs_exist_ok=True)
+    options = noise_options(tiny_folder, folder)
+    return [option for option in options if not option.startswith("--data")]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from commands import DDP, ENVIRONMENT, QUIET, check_equal, fails, write_annotations
+from commands import DDP, QUIET, check_equal, fails, write_annotations
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from paths import ROOT
 
@@ -63,7 +63,6 @@ def two(base: list[str], folder: Path) -> Path:
         [sys.executable, str(HELPERS / "several_commands.py"), json.dumps(commands)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
         timeout=300,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -98,7 +97,7 @@ def test_a_mistake_that_one_process_meets(base: list[str], one: Path, folder: Pa
         f"--ckpt_path={one / 'even' / 'calibration.ckpt'}",
     ]
     command = [sys.executable, "-m", "lad_pl", "test", *options, *DDP]
-    finished = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
     lines = [line for line in finished.stderr.splitlines() if line.strip() and "Loading weights" not in line]
     assert finished.returncode == 2, lines
     assert len(lines) == 1, lines
