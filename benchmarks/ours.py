@@ -149,7 +149,7 @@ def nothing_captured(*args: Any, **kwargs: Any) -> Iterator[Any]:
 
 
 class Test:
-    """``fit`` once, then ``test`` as often as asked, on the loaded model."""
+    """``fit`` once, then ``test`` any number of times, on the loaded model."""
 
     __test__ = False  # no test of pytest's
 

@@ -23,6 +23,11 @@ from tiny_vlm import build_tiny_qwen
 from lad_pl import PromptSpec, VisionLanguageModel, VLMSpec
 from lad_pl.cli import main
 
+LONGEST = (
+    *("test_launchers", "test_main", "test_distributed", "test_families", "test_train", "test_benchmarks"),
+    *("test_resume", "test_configs", "test_oom_split", "test_photo_options", "test_report", "test_wheel"),
+)
+"""Files of tests that take more than 15 seconds, those with processes of their own apart from one another."""
 MEASURED = pytest.StashKey[dict[str, dict[str, float]]]()
 # Every command reads the docstrings of all of its options' classes anew, which is half of its time; they stay the same.
 docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
@@ -30,6 +35,12 @@ docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-models-table", action="store_true", help="write what was measured into README.md")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no worker of pytest-xdist has one left when the others are done."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

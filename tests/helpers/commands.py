@@ -84,9 +84,9 @@ def check_equal(run: Path, reference: Path, tolerance: float) -> None:
     assert metrics[0] == metrics[1]
     rows = [[json.loads(line) for line in (path / "predictions.jsonl").open()] for path in (reference, run)]
     assert len(rows[0]) == len(rows[1]) == 3 * metrics[0]["num_samples"]
-    for left, right in zip(*rows, strict=True):
-        assert (left["id"], left["permutation"]) == (right["id"], right["permutation"])
-        np.testing.assert_allclose(left["log_probs"], right["log_probs"], atol=tolerance)
+    for theirs, ours in zip(*rows, strict=True):
+        assert (theirs["id"], theirs["permutation"]) == (ours["id"], ours["permutation"])
+        np.testing.assert_allclose(theirs["log_probs"], ours["log_probs"], atol=tolerance)
     assert (run / "evidence.parquet").exists()
     for path in sorted(run.glob("*evidence*.parquet")):
         ours, theirs = read_prompts(reference / path.name), read_prompts(path)

@@ -78,12 +78,12 @@ def test_two_processes_equal_one(one: Path, two: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_that_share_the_weights_equal_one(one: Path, two: Path) -> None:
-    """Sums in another order; heads of attention from both, in the right order; the model's words."""
+    """Sums in another order; heads of attention from both, in order; generated texts."""
     check_equal(two / "shared", one / "even", tolerance=1e-5)
 
 
 @pytest.mark.slow
-def test_a_mistake_that_one_process_meets(base: list[str], one: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_user_error_in_one_process(base: list[str], one: Path, folder: Path, tmp_path: Path) -> None:
     """A broken image in the second process's share: one line, and nobody waits."""
     samples = json.loads((folder / "data" / "annotations.json").read_text())
     (folder / "data" / "broken.png").write_bytes(b"no picture")

@@ -82,7 +82,7 @@ def test_two_nodes_equal_one_process(base, one: Path, tmp_path: Path, launcher: 
 
 @pytest.mark.slow
 def test_one_of_two_processes_ends(demo_calibration: Path, tmp_path: Path) -> None:
-    """It is killed, then asked to end; the first says so and ends. One process alone finishes what both began."""
+    """By SIGKILL, then by SIGTERM; the first reports it and ends. One process alone finishes what both began."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         shutil.copy(demo_calibration, tmp_path / name)
@@ -116,19 +116,19 @@ def test_one_of_two_processes_ends(demo_calibration: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("asked", "code", "words"), [("first", 143, "Stopped"), ("second", 1, "Process 1 of this run")]
+    ("stopped", "code", "message"), [("first", 143, "Stopped"), ("second", 1, "Process 1 of this run")]
 )
-def test_one_of_two_processes_is_asked_to_end_fit(tmp_path: Path, asked: str, code: int, words: str) -> None:
-    """Whichever it is, the run ends and says so, and one process finishes it."""
+def test_one_of_two_processes_is_terminated(tmp_path: Path, stopped: str, code: int, message: str) -> None:
+    """Whichever it is, the run of fit ends with a message, and one process finishes it."""
     options = ["--data.num_calibration=150", f"--trainer.default_root_dir={tmp_path}", *QUIET]
     first = subprocess.Popen([sys.executable, "-m", "lad_pl", "fit", *options, *DDP], stderr=subprocess.PIPE, text=True)
     while first.poll() is None and not both_write(tmp_path, set()):
         time.sleep(0.02)
     second = launched_by(first.pid)
-    os.kill(first.pid if asked == "first" else second, signal.SIGTERM)
+    os.kill(first.pid if stopped == "first" else second, signal.SIGTERM)
     said = first.communicate(timeout=60)[1]
     assert first.returncode == code, said
-    assert words in said
+    assert message in said
     assert said.count(GO_ON) == 1
     assert not (tmp_path / "calibration.ckpt").exists()
     assert stored_bytes(tmp_path) > 18_000

@@ -86,7 +86,7 @@ def test_interrupted_predict(base, uninterrupted, tmp_path, monkeypatch) -> None
     assert (tmp_path / "b/predictions.jsonl").read_bytes() == (tmp_path / "a/predictions.jsonl").read_bytes()
 
 
-def test_a_finished_run_asks_the_model_nothing(base, uninterrupted, monkeypatch) -> None:
+def test_a_finished_run_needs_no_forward_pass(base, uninterrupted, monkeypatch) -> None:
     before = [(uninterrupted / name).read_bytes() for name in RESULTS]
     sizes = stops_after(monkeypatch, 100)
     for command in ("fit", "test"):
@@ -120,7 +120,7 @@ def test_another_readout_replays_the_evidence(base, uninterrupted, tmp_path, mon
 def test_a_process_stopped_again_and_again(
     demo_calibration: Path, tmp_path: Path, stage: str, ends: tuple[signal.Signals, ...]
 ) -> None:
-    """The demo as a process of its own: each time it keeps what it computed, and says how to go on."""
+    """The demo as a process of its own: each time it keeps what it computed, and prints how to go on."""
     options = [f"--trainer.default_root_dir={tmp_path}", *QUIET]
     if stage != "fit":
         shutil.copy(demo_calibration, tmp_path)

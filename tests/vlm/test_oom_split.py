@@ -75,21 +75,21 @@ def test_a_batch_that_does_not_fit_is_halved(options, alone, tmp_path, monkeypat
         log_probs, metrics = results(tmp_path, *options)
     np.testing.assert_allclose(log_probs, alone[0], atol=1e-4)
     assert metrics == alone[1]
-    # Nine samples in fit and in three passes, of which one takes nine prompts each: what fits is remembered.
+    # Nine samples in fit and in three methods, of which one takes nine prompts each: what fits is remembered.
     assert sum(size > 2 for size in tried) < 15
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: tried 9 bytes",
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
 )
-def test_not_even_one_prompt_fits(options, tmp_path, monkeypatch, capsys, words: str) -> None:
+def test_not_even_one_prompt_fits(options, tmp_path, monkeypatch, capsys, message: str) -> None:
     def read(self, *arguments):
-        raise RuntimeError(words)
+        raise RuntimeError(message)
 
     monkeypatch.setattr(VisionLanguageModel, "_read", read)
     line = fails(capsys, "fit", *options, f"--trainer.default_root_dir={tmp_path}")
@@ -113,11 +113,11 @@ def test_images_that_do_not_fit_are_seen_by_fewer_samples(options, alone, tmp_pa
     assert metrics == alone[1]
     costs = json.loads((tmp_path / "costs.json").read_text())["methods"]
     assert (costs["agd"]["forwards"], costs["permutation_average"]["forwards"]) == (1, 3)
-    # What fits is remembered: fit has one batch of two samples, and every pass of test begins with three.
+    # What fits is remembered: fit has one batch of two samples, and every method of test begins with three.
     assert refused == [2, *[3, 2] * 3]
 
 
-def test_other_errors_are_not_taken_for_want_of_memory(options, tmp_path, monkeypatch) -> None:
+def test_other_errors_are_not_taken_for_out_of_memory(options, tmp_path, monkeypatch) -> None:
     def read(self, *arguments):
         raise RuntimeError("shapes do not match")
 

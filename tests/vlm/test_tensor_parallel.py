@@ -38,7 +38,7 @@ class OfTwo(TensorParallel):
         return [values, self.theirs.pop(0)]
 
 
-def test_heads_are_put_together_in_the_order_of_the_processes() -> None:
+def test_heads_are_gathered_in_the_order_of_the_processes() -> None:
     attention, log_probs = torch.rand(2, 3, 4, 5), torch.randn(2, 5)
     mine, theirs = attention[:, :, :2], attention[:, :, 2:]
     gathered = OfTwo([log_probs, theirs], 4).gather_heads(Evidence(log_probs, mine))
@@ -59,7 +59,7 @@ def test_processes_that_disagree_are_refused() -> None:
         OfTwo([log_probs], 6).gather_heads(Evidence(log_probs, attention))
 
 
-def test_a_plan_that_does_not_fit_is_told() -> None:
+def test_a_plan_that_does_not_fit_is_reported() -> None:
     with pytest.raises(UserError, match="cannot split this model"), OfTwo([], 4).computing():
         raise RuntimeError("aten.where.self got mixed torch.Tensor and DTensor")
     with pytest.raises(RuntimeError, match="another"), OfTwo([], 4).computing():
