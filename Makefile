@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 
 ## test: environment and the whole test suite
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses auto --durations 15
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder --durations 15
 
 ## models: measure every model family again and write the table of docs/models.md
 models: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""The plain way: what a careful user of transformers writes without lad_pl.
+"""Plain transformers: what a careful user writes without lad_pl.
 
 One prompt at a time; every permutation decodes, processes and encodes its images anew; ``generate`` for the answer, a
 forward pass with eager attention and ``output_attentions`` for the evidence, and a full forward pass per answer prefix
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from benchmarks.ours import Bench
 from lad_pl.readouts import READOUTS, ReadoutSettings
 from lad_pl.types import Calibration, Evidence, Sample
 
@@ -27,20 +28,13 @@ Inputs = dict[str, Tensor]
 
 
 class PlainModel:
-    """A model and its processor.
+    """A bench's model and processor."""
 
-    Args:
-        folder: the checkpoint.
-        dtype: number format of the weights.
-        device: cpu or cuda.
-        image_size: side in pixels to which every image is resized.
-    """
-
-    def __init__(self, folder: Path, dtype: str = "float32", device: str = "cpu", image_size: int = 336) -> None:
-        self.size = (image_size, image_size)
-        self.processor = AutoProcessor.from_pretrained(folder)
+    def __init__(self, bench: Bench) -> None:
+        self.size = (bench.options.image_size, bench.options.image_size)
+        self.processor = AutoProcessor.from_pretrained(bench.folder)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager", device_map=device
+            bench.folder, dtype=bench.options.dtype, attn_implementation="eager", device_map=bench.options.device
         ).eval()
         depth = self.model.config.get_text_config().num_hidden_layers
         self.layers = range(round(0.58 * depth), depth)

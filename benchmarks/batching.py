@@ -1,9 +1,10 @@
-"""Batches filled by tokens: how much of them is padding, and whether being in one changes what is told of a prompt."""
+"""Batches filled by tokens: how much of them is padding, and whether a batch changes a prompt's log-probabilities."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,42 +20,45 @@ from lad_pl.types import Batch, PermutedSample, Sample
 from lad_pl.vlm.prompt_length import PromptLengths
 
 
-def batching(
-    shape: str = "tiny",
-    num_candidates: int = 4,
-    samples: int = 60,
-    permutations: int = 5,
-    batch_tokens: int = 16384,
-    compared: int = 20,
-    seed: int = 0,
-    folder: str | None = None,
-) -> Iterator[Figure]:
+@dataclass(frozen=True)
+class Options:
+    shape: str = "tiny"
+    """Of the model: tiny, 0.4b, 3b or 8b."""
+    num_candidates: int = 4
+    """N."""
+    samples: int = 60
+    """How many there are."""
+    permutations: int = 5
+    """T."""
+    batch_tokens: int = 16384
+    """data.batch_tokens."""
+    compared: int = 20
+    """How many samples also go through the model alone."""
+    seed: int = 0
+    """Of sizes and captions."""
+    folder: str | None = None
+    """Where model and photographs are kept; a temporary one if unset."""
+
+
+def batching(options: Options) -> Iterator[Figure]:
     """Padding in the batches of ``data.batch_size auto``, and log-probabilities in a batch and alone.
 
     Every image has a size of its own, between 140 and 420 pixels a side; captions have 3 to 40 words.
-
-    Args:
-        shape: of the model: tiny, 0.4b, 3b or 8b.
-        num_candidates: N.
-        samples: how many there are.
-        permutations: T.
-        batch_tokens: data.batch_tokens.
-        compared: how many samples are also asked alone.
-        seed: of sizes and captions.
-        folder: where model and photographs are kept; a temporary one if unset.
     """
-    with workspace(folder) as path:
-        vlm = VisionLanguageModel.load(VLMSpec(str(build_model(path / f"{shape}-float32", shape)), dtype="float32"))
+    samples, n, permutations = options.samples, options.num_candidates, options.permutations
+    with workspace(options.folder) as path:
+        folder = build_model(path / f"{options.shape}-float32", options.shape)
+        vlm = VisionLanguageModel.load(VLMSpec(str(folder), dtype="float32"))
         encoder = vlm.encoder(PromptSpec(image_size=None))
-        orders = random_permutations(num_candidates, permutations)
-        photos = path / f"photos-of-many-sizes-{num_candidates}-{samples}-{seed}"
+        orders = random_permutations(n, permutations)
+        photos = path / f"photos-of-many-sizes-{n}-{samples}-{options.seed}"
         items = [
             PermutedSample(sample, number, orders, tuple(load_photo(name, photos, None) for name in sample.images))
-            for number, sample in enumerate(many_sizes(photos, samples, num_candidates, seed))
+            for number, sample in enumerate(many_sizes(photos, samples, n, options.seed))
         ]
         length = PromptLengths(encoder)
         lengths = [length(item.sample, [size_of(photos / name) for name in item.sample.images]) for item in items]
-        planned = plan_batches(lengths, permutations, None, batch_tokens)
+        planned = plan_batches(lengths, permutations, None, options.batch_tokens)
         batches = [encoder([items[number] for number in batch]) for batch in planned]
         note = f"{len(batches)} batches, prompts of {min(lengths)} to {max(lengths)} tokens"
         yield Figure("padding", (padding(batches),), " %", at_most=5.0, note=note)
@@ -62,12 +66,12 @@ def batching(
         as_they_come = [encoder(items[start : start + each]) for start in range(0, samples, each)]
         yield Figure("padding in the annotations' order", (padding(as_they_come),), " %")
 
-        trie, layers = encoder.answer_trie(num_candidates), vlm.layers.choose(0.58)
+        trie, layers = encoder.answer_trie(n), vlm.layers.choose(0.58)
         apart = []
         for numbers, batch in zip(planned, batches, strict=True):
             together = vlm.evidence(batch, trie, layers).log_probs.split(permutations)
             for number, log_probs in zip(numbers, together, strict=True):
-                if number < compared:
+                if number < options.compared:
                     alone = vlm.evidence(encoder([items[number]]), trie, layers).log_probs
                     apart.append(1e6 * float((alone - log_probs).abs().max()))
         name = "log-probabilities, in a batch or alone, largest difference"

@@ -1,23 +1,53 @@
-"""How long the hard negatives take, beside a plain double loop over pairs: ``python -m benchmarks.hard_negatives``."""
+"""Finding hard negatives in blocks of a matrix product, beside a plain double loop over pairs."""
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-
-import time
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.measure import Figure, interleaved, ratios, run
 from lad_pl.data.prepare.hard_negatives import Pool, category_bits, nearest_candidates
 
 DIMENSIONS, CATEGORIES, NEGATIVES = 768, 80, 11
+
+
+@dataclass(frozen=True)
+class Options:
+    pool: int = 20_000
+    """Images that negatives are taken from."""
+    anchors: int = 1_000
+    """Images that get negatives."""
+    loop_anchors: int = 5
+    """The first of them, which the double loop does as well."""
+    repeats: int = 5
+    """How often both are measured, in turns."""
+
+
+def hard_negatives(options: Options) -> list[Figure]:
+    """Milliseconds per anchor, and whether both find the same images."""
+    pool, sets = random_pool(options.pool)
+    few, many = range(options.loop_anchors), list(range(options.anchors))
+    expected: list[list[int]] = []
+    found: list[list[int]] = []
+
+    def loop() -> None:
+        expected[:] = [looped(pool, sets, anchor) for anchor in few]
+
+    def blocks() -> None:
+        found[:] = nearest_candidates(pool, many, NEGATIVES).tolist()
+
+    seconds = interleaved({"loop": loop, "blocks": blocks}, options.repeats)
+    theirs = tuple(1000 * value / len(few) for value in seconds["loop"])
+    ours = tuple(1000 * value / len(many) for value in seconds["blocks"])
+    differing = sum(one != other for one, other in zip(expected, found, strict=False))
+    return [
+        Figure("times as fast per anchor", ratios(theirs, ours)),
+        Figure("anchors with other negatives", (float(differing),), at_most=0, note=f"of {len(few)}"),
+        Figure("double loop, per anchor", theirs, " ms", note=f"{len(few)} anchors, {len(pool)} images"),
+        Figure("lad_pl, per anchor", ours, " ms", note=f"{len(many)} anchors, {len(pool)} images"),
+    ]
 
 
 def random_pool(size: int, seed: int = 0) -> tuple[Pool, list[frozenset[int | str]]]:
@@ -29,47 +59,20 @@ def random_pool(size: int, seed: int = 0) -> tuple[Pool, list[frozenset[int | st
     return Pool(*unit, category_bits(sets)), sets
 
 
-def double_loop(pool: Pool, sets: list[frozenset[int | str]], anchors: list[int]) -> list[list[int]]:
+def looped(pool: Pool, sets: list[frozenset[int | str]], anchor: int) -> list[int]:
+    """One anchor's negatives, pair by pair."""
     images, texts = pool.images.numpy(), pool.texts.numpy()
-    found = []
-    for anchor in anchors:
-        candidates = []
-        for other in range(len(pool)):
-            if other == anchor or not sets[anchor] - sets[other]:
-                continue
-            text_similarity = float(np.dot(texts[anchor], texts[other]))
-            image_similarity = float(np.dot(images[anchor], images[other]))
-            if text_similarity < 0.9:
-                candidates.append((image_similarity, other))
-        candidates.sort(key=lambda pair: -pair[0])
-        found.append([other for _, other in candidates[:NEGATIVES]])
-    return found
-
-
-def timed(function: Callable[[], Any], runs: int = 5) -> tuple[float, Any]:
-    """Seconds of the fastest run, which other work on the machine disturbed least, and its result."""
-    seconds, result = [], None
-    for _ in range(runs):
-        start = time.perf_counter()
-        result = function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), result
-
-
-def main() -> None:
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    pool, sets = random_pool(20_000)
-    few, many = list(range(5)), list(range(1_000))
-    loop, expected = timed(lambda: double_loop(pool, sets, few))
-    blocks, found = timed(lambda: nearest_candidates(pool, many, NEGATIVES))
-    table = Table("", "anchors", "pool", "seconds", "ms per anchor")
-    for name, seconds, anchors in (("double loop", loop, few), ("lad_pl", blocks, many)):
-        cost = f"{1000 * seconds / len(anchors):.2f}"
-        table.add_row(name, f"{len(anchors):,}", f"{len(pool):,}", f"{seconds:.2f}", cost)
-    Console().print(table)
-    print(f"Ratio per anchor: {loop / len(few) / (blocks / len(many)):.0f}")
-    print(f"Same images for the {len(few)} anchors of both: {found[: len(few)].tolist() == expected}")
+    candidates = []
+    for other in range(len(pool)):
+        if other == anchor or not sets[anchor] - sets[other]:
+            continue
+        text_similarity = float(np.dot(texts[anchor], texts[other]))
+        image_similarity = float(np.dot(images[anchor], images[other]))
+        if text_similarity < 0.9:
+            candidates.append((image_similarity, other))
+    candidates.sort(key=lambda pair: -pair[0])
+    return [other for _, other in candidates[:NEGATIVES]]
 
 
 if __name__ == "__main__":
-    main()
+    run(hard_negatives)

@@ -5,6 +5,7 @@ language model once. The bare passes of the same batches run in the same process
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,61 +13,50 @@ from torch import nn
 
 from benchmarks.measure import Clock, Figure, interleaved, ratios, run, timed
 from benchmarks.models import workspace
-from benchmarks.ours import Bench, Pass, Test
+from benchmarks.ours import Bench, BenchOptions, LoadedModel, Test
 from lad_pl.types import Batch
 
 
-def limit(
-    shape: str = "0.4b",
-    num_candidates: int = 4,
-    samples: int = 2,
-    image_size: int = 336,
-    permutations: int = 5,
-    batch_size: int = 1,
-    num_workers: int = 1,
-    repeats: int = 3,
-    clock: Clock = "wall",
-    dtype: str = "float32",
-    device: str = "cpu",
-    folder: str | None = None,
-) -> list[Figure]:
-    """Wall time of ``test`` beside the bare vision-tower and language-model passes of the same batches.
+@dataclass(frozen=True)
+class Options(BenchOptions):
+    shape: str = "0.4b"
+    """Of the model: tiny, 0.4b, 3b or 8b."""
+    num_candidates: int = 4
+    """N."""
+    samples: int = 2
+    """Test samples."""
+    batch_size: int = 1
+    """Samples per batch."""
+    num_workers: int = 1
+    """data.num_workers."""
+    clock: Clock = "wall"
+    """wall, or cpu: seconds of this process's threads, for a machine that others use too (OMP_NUM_THREADS=1)."""
 
-    Args:
-        shape: of the model: tiny, 0.4b, 3b or 8b.
-        num_candidates: N.
-        samples: test samples.
-        image_size: side in pixels of every image.
-        permutations: T.
-        batch_size: samples per batch.
-        num_workers: data.num_workers.
-        repeats: how often everything is measured, in turns.
-        clock: wall, or cpu: seconds of this process's threads, for a machine that others use too (OMP_NUM_THREADS=1).
-        dtype: number format of the weights.
-        device: cpu or cuda.
-        folder: where model and photographs are kept; a temporary one if unset.
-    """
-    with workspace(folder) as path:
-        bench = Bench.build(path, shape, num_candidates, samples, permutations, dtype, device, image_size)
-        test = Test(bench, batch_size, num_workers)
-        shown = Pass(bench)
+
+def limit(options: Options) -> list[Figure]:
+    """Time of ``test`` beside the bare vision-tower and language-model passes of the same batches."""
+    with workspace(options.folder) as path:
+        bench = Bench.build(path, options, options.shape, options.num_candidates, options.samples)
+        test = Test(bench, options.batch_size, options.num_workers)
+        loaded = LoadedModel(bench)
         encoding: list[float] = []
         bare = []
-        for start in range(0, samples, batch_size):
+        for start in range(0, options.samples, options.batch_size):
             batches: list[Batch] = []
-            encoding.append(timed(lambda: batches.append(shown.batch(start, batch_size))))  # noqa: B023 (called here)
-            bare.append(BarePasses(shown, batches[0]))
+            encoding.append(timed(lambda: batches.append(loaded.batch(start, options.batch_size))))  # noqa: B023
+            bare.append(BarePasses(loaded, batches[0]))
         test()  # warm
-        ways: dict[str, Callable[[], Any]] = {
+        variants: dict[str, Callable[[], Any]] = {
             "test": test,
             "vision": lambda: [passes.vision() for passes in bare],
             "language": lambda: [passes.language() for passes in bare],
         }
-        seconds = interleaved(ways, repeats, clock)
+        seconds = interleaved(variants, options.repeats, options.clock)
     floor = tuple(map(sum, zip(seconds["vision"], seconds["language"], strict=True)))
+    prompts = f"{options.samples * options.permutations} prompts of {options.num_candidates} images"
     return [
         Figure("test / bare passes", ratios(seconds["test"], floor), at_most=1.15),
-        Figure("test", seconds["test"], " s", note=f"{samples * permutations} prompts of {num_candidates} images"),
+        Figure("test", seconds["test"], " s", note=prompts),
         Figure("bare vision tower", seconds["vision"], " s"),
         Figure("bare language model", seconds["language"], " s"),
         Figure("decoding and encoding, in the data workers", (sum(encoding),), " s", note="all samples, main process"),
@@ -77,18 +67,18 @@ class BarePasses:
     """The calls of the vision tower and the language model for one batch, to be made again without anything else.
 
     Raises:
-        RuntimeError: the pass that is listened to saw an image or a prompt more than once: it is not the limit.
+        RuntimeError: the forward pass that is recorded saw an image or a prompt more than once: it is not the limit.
     """
 
-    def __init__(self, shown: Pass, batch: Batch) -> None:
-        model = shown.vlm.model
+    def __init__(self, loaded: LoadedModel, batch: Batch) -> None:
+        model = loaded.vlm.model
         self.tower, self.decoder, self.head = model.model.visual, model.model.language_model, model.lm_head
         seen: dict[nn.Module, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {self.tower: [], self.decoder: []}
         listeners = [
             part.register_forward_pre_hook(lambda module, args, kw: seen[module].append((args, kw)), with_kwargs=True)
             for part in seen
         ]
-        shown.evidence(batch)
+        loaded.evidence(batch)
         for listener in listeners:
             listener.remove()
         length = batch.tokens["input_ids"].shape[1]

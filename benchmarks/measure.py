@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import platform
 import statistics
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, set_parsing_settings
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -69,7 +70,7 @@ class Figure:
 class Stopwatch:
     """Seconds spent inside the functions that it is put around, calls within calls counted once.
 
-    Where what something costs is less than the wall time's own spread, its own seconds tell it all the same.
+    They measure a cost that is below the spread of the wall time, too.
     """
 
     def __init__(self, clock: Clock = "wall") -> None:
@@ -116,12 +117,12 @@ class Stopwatch:
         return lap
 
 
-def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock = "wall") -> Seconds:
-    """Seconds of each way; the ways take turns, every second round in reverse, so that drift meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def interleaved(variants: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock = "wall") -> Seconds:
+    """Seconds of each variant; they take turns, every second round in reverse, so that drift meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats):
-        for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
-            seconds[name].append(timed(ways[name], clock))
+        for name in list(variants)[:: 1 if repeat % 2 == 0 else -1]:
+            seconds[name].append(timed(variants[name], clock))
     return {name: tuple(values) for name, values in seconds.items()}
 
 
@@ -145,20 +146,25 @@ def more_than(above: Sequence[float], below: Sequence[float]) -> tuple[float, ..
     return tuple(100 * (ratio - 1) for ratio in ratios(above, below))
 
 
-def run(script: Callable[..., Iterable[Figure]]) -> None:
-    """Run a script's function with its arguments as options, and print its figures as a table."""
+def run(script: Callable[[Any], Iterable[Figure]]) -> None:
+    """Run a script's function, whose one parameter is a dataclass of options, and print its figures as a table."""
     disable_progress_bar()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    name = script.__name__
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    (parameter,) = inspect.signature(script, eval_str=True).parameters.values()
+    parser = ArgumentParser(prog=f"python -m benchmarks.{name}", description=inspect.getdoc(script))
+    parser.add_class_arguments(parameter.annotation, as_group=False)
     try:
-        figures = auto_cli(script, as_positional=False, prog=f"python -m benchmarks.{script.__name__}")
-        measured = list(_announced(figures))
+        options = parameter.annotation(**parser.parse_args().as_dict())
+        measured = list(_announced(script(options)))
     except UserError as error:
-        sys.exit(f"{script.__name__}: {error}")
-    show(script.__name__, measured)
+        sys.exit(f"{name}: {error}")
+    show(name, measured)
 
 
 def _announced(figures: Iterable[Figure]) -> Iterator[Figure]:
-    """The figures, each also said on stderr when it is there: a script that is stopped has not run for nothing."""
+    """The figures, each also printed on stderr at once: a script that is stopped has not run for nothing."""
     for figure in figures:
         print(figure.line(), file=sys.stderr, flush=True)
         yield figure

@@ -1,4 +1,4 @@
-"""Peak memory of one pass over the weights, each setting in a process of its own."""
+"""Peak memory of one forward pass over the weights, each setting in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,10 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.baseline import PlainModel
 from benchmarks.measure import MB, Figure, run
 from benchmarks.models import workspace
-from benchmarks.ours import Bench, Pass
+from benchmarks.ours import Bench, BenchOptions, LoadedModel
 
 
 class Peak(NamedTuple):
@@ -25,55 +27,47 @@ class Peak(NamedTuple):
     total: float
     """The process at its highest; on a GPU the tensors on it."""
     over_weights: float
-    """What the pass took beside what was there before it."""
+    """What the forward pass took beside what was there before it."""
 
 
-def memory(
-    shape: str = "0.4b",
-    num_candidates: Sequence[int] = (4, 8, 12, 26),
-    ways: Sequence[str] = ("vanilla", "agd"),
-    image_size: int = 336,
-    permutations: int = 1,
-    repeats: int = 3,
-    dtype: str = "float32",
-    device: str = "cpu",
-    folder: str | None = None,
-) -> Iterator[Figure]:
-    """Peak memory over the weights.
+@dataclass(frozen=True)
+class Options(BenchOptions):
+    shape: str = "0.4b"
+    """Of the model: tiny, 0.4b, 3b or 8b."""
+    num_candidates: Sequence[int] = (4, 8, 12, 26)
+    """Values of N."""
+    variants: Sequence[str] = ("vanilla", "agd")
+    """vanilla, agd, and plain: plain transformers, whose attention maps take 20 GB at N = 26."""
+    permutations: int = 1
+    """T, the prompts of the batch; plain transformers has one at a time."""
+    repeats: int = 3
+    """Forward passes per setting, all in one process."""
 
-    Args:
-        shape: of the model: tiny, 0.4b, 3b or 8b.
-        num_candidates: values of N.
-        ways: vanilla, agd, and plain: the plain way, whose attention maps take 20 GB at N = 26.
-        image_size: side in pixels of every image.
-        permutations: T, the prompts of the batch; the plain way has one at a time.
-        repeats: passes per setting, all in one process.
-        dtype: number format of the weights.
-        device: cpu or cuda.
-        folder: where model and photographs are kept; a temporary one if unset.
-    """
-    with workspace(folder) as path:
-        for n in num_candidates:
-            bench = Bench.build(path, shape, n, 1, permutations, dtype, device, image_size)
-            for way in ways:
-                measured = isolated_peaks(bench, way, repeats)
+
+def memory(options: Options) -> Iterator[Figure]:
+    """Peak memory over the weights."""
+    with workspace(options.folder) as path:
+        for n in options.num_candidates:
+            bench = Bench.build(path, options, options.shape, n)
+            for variant in options.variants:
+                measured = isolated_peaks(bench, variant, options.repeats)
                 note = f"process: {max(peak.total for peak in measured):,.0f} MB"
-                yield Figure(f"{way}, N={n}", tuple(peak.over_weights for peak in measured), " MB", note=note)
+                yield Figure(f"{variant}, N={n}", tuple(peak.over_weights for peak in measured), " MB", note=note)
 
 
-def isolated_peaks(bench: Bench, way: str, repeats: int) -> list[Peak]:
+def isolated_peaks(bench: Bench, variant: str, repeats: int) -> list[Peak]:
     """Measure in a fresh process."""
     # Freed blocks go back at once: the peak is then what was in use, and not what the allocator kept.
     thresholds = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     with patch.dict(os.environ, thresholds), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peaks, bench, way, repeats).result()
+        return pool.submit(peaks, bench, variant, repeats).result()
 
 
-def peaks(bench: Bench, way: str, repeats: int) -> list[Peak]:
-    """The peak of each pass, after the weights are loaded."""
-    work = prepared(bench, way)
+def peaks(bench: Bench, variant: str, repeats: int) -> list[Peak]:
+    """The peak of each forward pass, after the weights are loaded."""
+    work = prepared(bench, variant)
     work()  # weights are mapped from their file, and take memory once they have been used
-    return [one_peak(work, bench.device) for _ in range(repeats)]
+    return [one_peak(work, bench.options.device) for _ in range(repeats)]
 
 
 def one_peak(work: Callable[[], Any], device: str) -> Peak:
@@ -83,20 +77,15 @@ def one_peak(work: Callable[[], Any], device: str) -> Peak:
     return Peak(total, total - before)
 
 
-def prepared(bench: Bench, way: str) -> Callable[[], Any]:
-    """Load what the pass needs, and return the pass."""
-    if way == "plain":
-        from benchmarks.baseline import PlainModel
-
-        plain = PlainModel(bench.folder, bench.dtype, bench.device, bench.image_size)
+def prepared(bench: Bench, variant: str) -> Callable[[], Any]:
+    """Load what one forward pass needs; returns the pass as a function."""
+    if variant == "plain":
+        plain = PlainModel(bench)
         return lambda: plain(bench.samples[0], range(bench.num_candidates), bench.annotations.parent)
-    from benchmarks import correction  # which imports this module
-
-    shown = Pass(bench)
-    batch = shown.batch()
-    pass_ = {"vanilla": correction.vanilla, "agd": correction.agd}[way]
-    _ = shown.calibration
-    return lambda: pass_(shown, batch)
+    loaded = LoadedModel(bench)
+    batch = loaded.batch()
+    _ = loaded.calibration
+    return {"vanilla": lambda: loaded.vanilla(batch), "agd": lambda: loaded.agd(batch)}[variant]
 
 
 def reset_peak(device: str) -> float:

@@ -1,17 +1,22 @@
-"""lad_pl as its users run it: a Trainer, the module and the datamodule."""
+"""What the scripts share: options, a bench on disk, its model, and ``test`` as users of lad_pl run it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from benchmarks.models import build_model, build_questions
 from lad_pl import AttentionGuidedDebiasing, PromptSpec, VisionLanguageModel, VLMSpec
@@ -21,7 +26,7 @@ from lad_pl.data.datamodule import MultiImageData
 from lad_pl.data.images import load_photo
 from lad_pl.data.permutations import cyclic_shifts, random_permutations
 from lad_pl.prompts.answer_trie import AnswerTrie
-from lad_pl.readouts import ReadoutSettings
+from lad_pl.readouts import READOUTS, ReadoutSettings
 from lad_pl.types import Batch, Calibration, Evidence, PermutedSample, Sample
 
 SEVEN_READOUTS = (
@@ -32,37 +37,41 @@ SETTINGS = ReadoutSettings()
 
 
 @dataclass(frozen=True)
+class BenchOptions:
+    """Command-line options that the scripts share."""
+
+    image_size: int = 336
+    """Side in pixels of every image."""
+    permutations: int = 5
+    """T."""
+    repeats: int = 3
+    """How often everything is measured, in turns."""
+    attn_implementation: str = "sdpa"
+    """lad_pl's: sdpa, flash_attention_2 or flash_attention_3; plain transformers is eager."""
+    dtype: str = "float32"
+    """Number format of the weights."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    folder: str | None = None
+    """Where models and photographs are kept; a temporary one if unset."""
+
+
+@dataclass(frozen=True)
 class Bench:
-    """A model's folder, questions, and how they are shown."""
+    """A model's folder and questions on disk, with the options under which they are shown."""
 
     folder: Path
     annotations: Path
     num_candidates: int
-    num_permutations: int
-    dtype: str = "float32"
-    device: str = "cpu"
-    image_size: int = 336
-    attn_implementation: str = "sdpa"
+    options: BenchOptions
     num_calibration: int = 1
 
     @classmethod
-    def build(
-        cls,
-        folder: Path,
-        shape: str,
-        num_candidates: int,
-        num_samples: int,
-        num_permutations: int,
-        dtype: str = "float32",
-        device: str = "cpu",
-        image_size: int = 336,
-        attn_implementation: str = "sdpa",
-    ) -> Bench:
-        """Write what is missing; one further sample is for calibration."""
-        model = build_model(folder / f"{shape}-{dtype}", shape, dtype=dtype, device=device)
-        photos = folder / f"questions-{num_candidates}-{num_samples}"
-        questions = build_questions(photos, num_samples + 1, num_candidates)
-        return cls(model, questions, num_candidates, num_permutations, dtype, device, image_size, attn_implementation)
+    def build(cls, path: Path, options: BenchOptions, shape: str, num_candidates: int, num_samples: int = 1) -> Bench:
+        """Write what is missing in ``path``; one sample more than ``num_samples`` is for calibration."""
+        model = build_model(path / f"{shape}-{options.dtype}", shape, dtype=options.dtype, device=options.device)
+        questions = build_questions(path / f"questions-{num_candidates}-{num_samples}", num_samples + 1, num_candidates)
+        return cls(model, questions, num_candidates, options)
 
     @property
     def samples(self) -> list[Sample]:
@@ -71,39 +80,51 @@ class Bench:
 
     @property
     def spec(self) -> VLMSpec:
-        """What lad_pl is told of the model."""
-        return VLMSpec(str(self.folder), dtype=self.dtype, attn_implementation=self.attn_implementation)
+        """The model, as lad_pl loads it."""
+        return VLMSpec(str(self.folder), dtype=self.options.dtype, attn_implementation=self.options.attn_implementation)
 
-    def load(self) -> VisionLanguageModel:
-        """The model, where it is to compute."""
-        return VisionLanguageModel.load(self.spec).to(torch.device(self.device))
+    @property
+    def on_gpu(self) -> bool:
+        return self.options.device.startswith("cuda")
 
 
-class Pass:
-    """What one forward pass of the loaded model needs: batches, trie, layers and a calibration."""
+class LoadedModel:
+    """A bench's model in memory: batches in, evidence out, and a calibration to correct it by."""
 
     def __init__(self, bench: Bench, vlm: VisionLanguageModel | None = None) -> None:
         self.bench = bench
-        self.vlm = vlm or bench.load()
-        self.encoder = self.vlm.encoder(PromptSpec(image_size=bench.image_size))
+        self.vlm = vlm or VisionLanguageModel.load(bench.spec).to(torch.device(bench.options.device))
+        self.encoder = self.vlm.encoder(PromptSpec(image_size=bench.options.image_size))
         self.trie: AnswerTrie = self.encoder.answer_trie(bench.num_candidates)
         self.layers = self.vlm.layers.choose(0.58)
 
-    def batch(self, number: int = 0, num_samples: int = 1) -> Batch:
+    def batch(self, first: int = 0, num_samples: int = 1) -> Batch:
         """Encoded test samples under their permutations, on the device."""
-        orders = random_permutations(self.bench.num_candidates, self.bench.num_permutations)
-        folder = self.bench.annotations.parent
-        chosen = self.bench.samples[number : number + num_samples]
+        options, folder = self.bench.options, self.bench.annotations.parent
+        orders = random_permutations(self.bench.num_candidates, options.permutations)
+        chosen = self.bench.samples[first : first + num_samples]
         items = [
             PermutedSample(
-                sample, place, orders, tuple(load_photo(name, folder, self.bench.image_size) for name in sample.images)
+                sample, number, orders, tuple(load_photo(name, folder, options.image_size) for name in sample.images)
             )
-            for place, sample in enumerate(chosen)
+            for number, sample in enumerate(chosen)
         ]
-        return self.encoder(items).to(self.bench.device)
+        return self.encoder(items).to(options.device)
 
     def evidence(self, batch: Batch) -> Evidence:
+        """One forward pass."""
         return self.vlm.evidence(batch, self.trie, self.layers)
+
+    def vanilla(self, batch: Batch) -> Tensor:
+        """Scores (B, N) of a forward pass in which no attention is captured."""
+        with patch("lad_pl.vlm.model.capture", nothing_captured):
+            evidence = self.evidence(batch).cpu()
+        assert not evidence.attention.any(), "attention was captured all the same"
+        return READOUTS["vanilla"](evidence, self.calibration, SETTINGS)
+
+    def agd(self, batch: Batch, readout: Callable[..., Tensor] = READOUTS["agd"]) -> Tensor:
+        """Scores (B, N) of a forward pass with attention, corrected."""
+        return readout(self.evidence(batch).cpu(), self.calibration, SETTINGS)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -118,8 +139,19 @@ class Pass:
         )
 
 
+@contextmanager
+def nothing_captured(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Stands in for :func:`lad_pl.vlm.capture.capture`."""
+
+    class Nothing:
+        def stacked(self) -> Tensor:
+            return torch.zeros(1, 1, 1, 1)
+
+    yield Nothing()
+
+
 class Test:
-    """``fit`` once, then ``test`` as often as asked, on the loaded model."""
+    """``fit`` once, then ``test`` any number of times, on the loaded model."""
 
     __test__ = False  # no test of pytest's
 
@@ -134,16 +166,16 @@ class Test:
         self._temporary = TemporaryDirectory(prefix="lad_pl_run_")  # fresh: nothing of an earlier run to take up
         self.run_folder = Path(self._temporary.name)
         self.module = module or AttentionGuidedDebiasing(
-            bench.spec, PromptSpec(image_size=bench.image_size), readouts=SEVEN_READOUTS, overwrite=True
+            bench.spec, PromptSpec(image_size=bench.options.image_size), readouts=SEVEN_READOUTS, overwrite=True
         )
         self.data = MultiImageData(
             str(bench.annotations),
             num_calibration=bench.num_calibration,
-            num_permutations=bench.num_permutations,
+            num_permutations=bench.options.permutations,
             batch_size=batch_size,
             num_workers=num_workers,
         )
-        self.accelerator = "gpu" if bench.device.startswith("cuda") else "cpu"
+        self.accelerator = "gpu" if bench.on_gpu else "cpu"
         self.calls = 0
         self.trainer("fit").fit(self.module, datamodule=self.data)
 

@@ -1,4 +1,4 @@
-"""How many prompts per second ``test`` asks on one process and on several, as the command line runs them."""
+"""Prompts per second of ``test`` on one process and on several, as the command line runs them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,13 +16,13 @@ from lightning.pytorch.callbacks import Callback
 
 from benchmarks.measure import Figure, ratios, run
 from benchmarks.models import workspace
-from benchmarks.ours import Bench
+from benchmarks.ours import Bench, BenchOptions
 from lad_pl.errors import UserError
 
 SECONDS = "seconds.txt"
 
 
-class Stopwatch(Callback):
+class StageTimer(Callback):
     """Writes down how long the stage took on the first process; loading and placing the model is not part of it."""
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -33,53 +34,47 @@ class Stopwatch(Callback):
             (Path(trainer.default_root_dir) / SECONDS).write_text(str(seconds))
 
 
-def processes(
-    shape: str = "0.4b",
-    num_candidates: int = 4,
-    samples: int = 4,
-    image_size: int = 336,
-    permutations: int = 2,
-    count: int = 2,
-    threads: int = 1,
-    repeats: int = 2,
-    dtype: str = "float32",
-    device: str = "cpu",
-    folder: str | None = None,
-) -> list[Figure]:
-    """Throughput of ``test`` on one process, on several with a model each, and on several that share one model.
+@dataclass(frozen=True)
+class Options(BenchOptions):
+    shape: str = "0.4b"
+    """Of the model: tiny, 0.4b, 3b or 8b."""
+    num_candidates: int = 4
+    """N."""
+    samples: int = 4
+    """Test samples."""
+    permutations: int = 2
+    """T."""
+    count: int = 2
+    """Processes; needs as many devices, or count times threads idle cores."""
+    threads: int = 1
+    """Of every process."""
+    repeats: int = 2
+    """How often everything is measured, in turns."""
 
-    Args:
-        shape: of the model: tiny, 0.4b, 3b or 8b.
-        num_candidates: N.
-        samples: test samples.
-        image_size: side in pixels of every image.
-        permutations: T.
-        count: processes; needs as many devices, or ``count`` times ``threads`` idle cores.
-        threads: of every process.
-        repeats: how often everything is measured, in turns.
-        dtype: number format of the weights.
-        device: cpu or cuda.
-        folder: where model and photographs are kept; a temporary one if unset.
-    """
+
+def processes(options: Options) -> list[Figure]:
+    """Throughput of ``test`` on one process, on several with a model each, and on several that share one model."""
+    count = options.count
     several = [f"--trainer.devices={count}", "--trainer.strategy=ddp"]
-    ways = {
+    variants = {
         "1 process": ["--trainer.devices=1"],
         f"{count} processes": several,
         f"{count} processes, one model": [*several, f"--model.vlm.tensor_parallel={count}"],
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    with workspace(folder) as path, TemporaryDirectory(prefix="lad_pl_run_") as temporary:
-        bench = Bench.build(path, shape, num_candidates, samples, permutations, dtype, device, image_size)
+    rates: dict[str, list[float]] = {name: [] for name in variants}
+    with workspace(options.folder) as path, TemporaryDirectory(prefix="lad_pl_run_") as temporary:
+        bench = Bench.build(path, options, options.shape, options.num_candidates, options.samples)
         runs = Path(temporary)
-        command(bench, threads, "fit", "--trainer.devices=1", f"--trainer.default_root_dir={runs / 'fit'}")
-        for repeat in range(repeats):
-            for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
-                taken = seconds(bench, threads, runs, f"{name}-{repeat}", ways[name])
-                rates[name].append(samples * permutations / taken)
-    single = rates["1 process"]
+        command(bench, options.threads, "fit", "--trainer.devices=1", f"--trainer.default_root_dir={runs / 'fit'}")
+        for repeat in range(options.repeats):
+            for name in list(variants)[:: 1 if repeat % 2 == 0 else -1]:
+                taken = seconds(bench, options.threads, runs, f"{name}-{repeat}", variants[name])
+                rates[name].append(options.samples * options.permutations / taken)
+    gain = ratios(rates[f"{count} processes"], rates["1 process"])
+    note = f"{options.threads} threads each"
     return [
-        Figure(f"{count} processes / 1 process", ratios(rates[f"{count} processes"], single), at_least=0.9 * count),
-        *(Figure(name, tuple(values), " prompts/s", note=f"{threads} threads each") for name, values in rates.items()),
+        Figure(f"{count} processes / 1 process", gain, at_least=0.9 * count),
+        *(Figure(name, tuple(values), " prompts/s", note=note) for name, values in rates.items()),
     ]
 
 
@@ -87,8 +82,8 @@ def seconds(bench: Bench, threads: int, runs: Path, name: str, options: Sequence
     """One ``test`` in a run folder of its own."""
     folder = runs / name.replace(" ", "-")
     calibration = f"--ckpt_path={runs / 'fit' / 'calibration.ckpt'}"
-    stopwatch = f"--trainer.callbacks+={__spec__.name}.Stopwatch"
-    command(bench, threads, "test", *options, calibration, stopwatch, f"--trainer.default_root_dir={folder}")
+    timer = f"--trainer.callbacks+={__spec__.name}.StageTimer"
+    command(bench, threads, "test", *options, calibration, timer, f"--trainer.default_root_dir={folder}")
     return float((folder / SECONDS).read_text())
 
 
@@ -98,14 +93,16 @@ def command(bench: Bench, threads: int, *arguments: str) -> None:
     Raises:
         UserError: it failed.
     """
+    shared = bench.options
     options = [
         f"--model.vlm.path={bench.folder}",
-        f"--model.vlm.dtype={bench.dtype}",
-        f"--model.prompt.image_size={bench.image_size}",
+        f"--model.vlm.dtype={shared.dtype}",
+        f"--model.vlm.attn_implementation={shared.attn_implementation}",
+        f"--model.prompt.image_size={shared.image_size}",
         f"--data.annotations={bench.annotations}",
         f"--data.num_calibration={bench.num_calibration}",
-        f"--data.num_permutations={bench.num_permutations}",
-        f"--trainer.accelerator={'gpu' if bench.device.startswith('cuda') else 'cpu'}",
+        f"--data.num_permutations={shared.permutations}",
+        f"--trainer.accelerator={'gpu' if bench.on_gpu else 'cpu'}",
         "--trainer.enable_progress_bar=false",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

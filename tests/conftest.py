@@ -6,25 +6,41 @@ import os
 
 from paths import SHARED
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
+# Read when huggingface_hub and torch are imported, here and in processes that tests start, so before anything else.
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import docstring_parser
 import models_table
 import pytest
-import torch
+from commands import QUIET, noise_options, write_annotations
 from families import Family
 from tiny_vlm import build_tiny_qwen
 
 from lad_pl import PromptSpec, VisionLanguageModel, VLMSpec
+from lad_pl.cli import main
 
+LONGEST = (
+    *("test_launchers", "test_main", "test_distributed", "test_families", "test_train", "test_benchmarks"),
+    *("test_resume", "test_configs", "test_oom_split", "test_photo_options", "test_report", "test_wheel"),
+)
+"""Files of tests that take more than 15 seconds, those with processes of their own apart from one another."""
 MEASURED = pytest.StashKey[dict[str, dict[str, float]]]()
-torch.set_num_threads(1)  # the models are tiny
+# Every command reads the docstrings of all of its options' classes anew, which is half of its time; they stay the same.
+docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-models-table", action="store_true", help="write what was measured into README.md")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no worker of pytest-xdist has one left when the others are done."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -57,6 +73,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_vlm(tiny_folder: Path) -> VisionLanguageModel:
     return VisionLanguageModel.load(VLMSpec(str(tiny_folder), dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def fitted(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight samples of three noise images in `data`, and the tiny model calibrated on two of them in `run`; copy it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    write_annotations(folder / "data", 8)
+    assert main(["fit", *noise_options(tiny_folder, folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The calibration of the demo model that `fit` makes without options."""
+    folder = tmp_path_factory.mktemp("demo")
+    assert main(["fit", f"--trainer.default_root_dir={folder}", *QUIET]) == 0
+    return folder / "calibration.ckpt"
 
 
 @pytest.fixture(scope="session")

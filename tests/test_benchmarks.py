@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
-from paths import ROOT
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from benchmarks import (
+    against_plain,
+    batching,
+    candidates,
+    correction,
+    gpu,
+    hard_negatives,
+    limit,
+    memory,
+    precision,
+    processes,
+    sweep,
+)
+from benchmarks.baseline import PlainModel
+from benchmarks.limit import BarePasses
+from benchmarks.measure import Figure, Stopwatch, interleaved, more_than, ratios, run
+from benchmarks.memory import one_peak, peaks
+from benchmarks.models import SHAPES, build_config, build_model, build_processor
+from benchmarks.ours import Bench, BenchOptions, LoadedModel
 from lad_pl import UserError
 from lad_pl.data.permutations import random_permutations
-
-sys.path.insert(0, str(ROOT))
-from benchmarks import memory as memory_script
-from benchmarks.against_plain import against_plain
-from benchmarks.baseline import PlainModel
-from benchmarks.batching import batching
-from benchmarks.candidates import candidates
-from benchmarks.correction import agd, correction, vanilla
-from benchmarks.gpu import gpu
-from benchmarks.limit import BarePasses, limit
-from benchmarks.measure import Figure, Stopwatch, interleaved, more_than, ratios, run
-from benchmarks.memory import memory, one_peak, peaks
-from benchmarks.models import SHAPES, build_config, build_model, build_processor
-from benchmarks.ours import Bench, Pass
 
 SMALL = {"shape": "tiny", "image_size": 112, "permutations": 2, "repeats": 1}
 
@@ -37,8 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("benchmarks")
 
 
-def by_name(figures: Iterable[Figure]) -> dict[str, Figure]:
-    return {figure.name: figure for figure in figures}
+def figures_of(script: ModuleType, **options: Any) -> dict[str, Figure]:
+    """The script's figures by name, measured in the order of the dictionary."""
+    measure = getattr(script, script.__name__.rpartition(".")[2])
+    return {figure.name: figure for figure in measure(script.Options(**options))}
 
 
 @pytest.mark.parametrize(("shape", "least", "most"), [("0.4b", 0.3, 0.5), ("3b", 3.0, 4.5), ("8b", 7.5, 9.5)])
@@ -62,14 +71,14 @@ def test_a_checkpoint_is_built_once_and_the_same_again(folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("n", "permutations"), [(4, 2), (10, 1)])
-def test_the_plain_way_and_the_pass_see_the_same(folder: Path, n: int, permutations: int) -> None:
+def test_plain_transformers_has_the_same_evidence(folder: Path, n: int, permutations: int) -> None:
     """Two implementations that share no model code; so whichever is faster, they do the same work."""
-    bench = Bench.build(folder, "tiny", n, 1, permutations, image_size=112)
-    shown = Pass(bench)
-    batch = shown.batch()
-    ours = shown.evidence(batch).cpu()
-    plain = PlainModel(bench.folder, image_size=112)
-    assert list(plain.layers) == list(shown.layers)
+    bench = Bench.build(folder, BenchOptions(image_size=112, permutations=permutations), "tiny", n)
+    loaded = LoadedModel(bench)
+    batch = loaded.batch()
+    ours = loaded.evidence(batch).cpu()
+    plain = PlainModel(bench)
+    assert list(plain.layers) == list(loaded.layers)
     for row, order in enumerate(random_permutations(n, permutations)):
         for single_pass in (False, True):
             answer, theirs = plain(bench.samples[0], order, bench.annotations.parent, single_pass)
@@ -77,54 +86,56 @@ def test_the_plain_way_and_the_pass_see_the_same(folder: Path, n: int, permutati
             torch.testing.assert_close(theirs.log_probs[0], ours.log_probs[row], atol=2e-5, rtol=0)
             torch.testing.assert_close(theirs.attention[0], ours.attention[row], atol=1e-5, rtol=0)
     assert ours.log_probs.std(1).min() > 0.01  # the answers are not all alike
-    torch.testing.assert_close(vanilla(shown, batch), ours.log_probs, atol=1e-6, rtol=0)
-    assert agd(shown, batch).shape == (permutations, n)
+    torch.testing.assert_close(loaded.vanilla(batch), ours.log_probs, atol=1e-6, rtol=0)
+    assert loaded.agd(batch).shape == (permutations, n)
 
 
 def test_the_bare_passes_are_those_of_the_batch(folder: Path) -> None:
-    shown = Pass(Bench.build(folder, "tiny", 10, 1, 1))
-    batch = shown.batch()
-    bare = BarePasses(shown, batch)
+    loaded = LoadedModel(Bench.build(folder, BenchOptions(permutations=1), "tiny", 10))
+    batch = loaded.batch()
+    bare = BarePasses(loaded, batch)
     length = batch.tokens["input_ids"].shape[1]
-    assert (
-        sum(args[0].shape[0] for args, _ in bare.images) == 10 * 4 * 144
-    )  # 336 x 336 pixels are 144 tokens of 4 patches
+    patches = sum(args[0].shape[0] for args, _ in bare.images)
+    assert patches == 10 * 4 * 144  # 336 x 336 pixels are 144 tokens of 4 patches
     assert [tuple(options["inputs_embeds"].shape[:2]) for _, options in bare.prompts] == [(1, length)]
     bare.vision()
     bare.language()
 
 
 def test_limit(folder: Path) -> None:
-    figures = by_name(limit(**SMALL, num_candidates=4, samples=1, num_workers=0, folder=str(folder)))
+    figures = figures_of(limit, **SMALL, samples=1, num_workers=0, folder=str(folder))
     floor = figures["bare vision tower"].median + figures["bare language model"].median
     assert figures["test / bare passes"].median == pytest.approx(figures["test"].median / floor)
     assert figures["test / bare passes"].median > 1
 
 
 def test_against_plain(folder: Path) -> None:
-    figures = by_name(against_plain(**SMALL, num_candidates=4, samples=1, num_workers=0, folder=str(folder)))
+    figures = figures_of(against_plain, **SMALL, num_workers=0, folder=str(folder))
     assert figures["decisions that differ"].values == (0.0,)
-    assert figures["decisions that differ"].note.startswith("of 28,")  # 2 prompts, 7 readouts, 2 plain ways
-    ratio = figures["plain way, per prompt"].median / figures["test, per prompt"].median
+    assert figures["decisions that differ"].note.startswith(
+        "of 28,"
+    )  # 2 prompts, 7 readouts, 2 variants of plain transformers
+    ratio = figures["plain transformers, per prompt"].median / figures["test, per prompt"].median
     assert figures["times as fast, N=4"].median == pytest.approx(ratio)
 
 
 def test_correction_and_candidates(folder: Path) -> None:
-    costs = list(correction(**SMALL, num_candidates=[4], memory=False, folder=str(folder)))
-    assert [figure.name for figure in costs] == [
+    costs = figures_of(correction, **SMALL, num_candidates=[4], memory=False, folder=str(folder))
+    assert list(costs) == [
         "agd's own work, share of vanilla's time, N=4",
         "agd over vanilla, time, N=4",
         "vanilla, N=4",
     ]
-    several = list(candidates(**{**SMALL, "permutations": 1}, num_candidates=[10], folder=str(folder)))
-    assert several[1].note == "1 continuations of the prompt"
-    assert all(figures[0].median > 0 for figures in (costs, several))
-    assert all(-90 < figure.median < 900 for figure in (*costs, *several))
+    several = figures_of(candidates, **{**SMALL, "permutations": 1}, num_candidates=[10], folder=str(folder))
+    assert several["several tokens over one, N=10"].note == "1 continuations of the prompt"
+    assert costs["agd's own work, share of vanilla's time, N=4"].median > 0
+    assert several["the continuations' own work, share of one token's time, N=10"].median > 0
+    assert all(-90 < figure.median < 900 for figure in (*costs.values(), *several.values()))
 
 
 def test_batching(folder: Path) -> None:
     small = {"num_candidates": 2, "samples": 12, "permutations": 2, "batch_tokens": 1500, "compared": 3}
-    figures = by_name(batching(**small, folder=str(folder)))
+    figures = figures_of(batching, **small, folder=str(folder))
     assert 0 < figures["padding"].median < figures["padding in the annotations' order"].median
     difference = figures["log-probabilities, in a batch or alone, largest difference"]
     assert difference.note == "over 6 prompts"
@@ -132,10 +143,10 @@ def test_batching(folder: Path) -> None:
 
 
 def test_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_script, "isolated_peaks", peaks)  # a process of its own takes ten seconds to start
-    figures = list(memory(**SMALL, num_candidates=[4], ways=["vanilla", "plain"], folder=str(folder)))
-    assert [figure.name for figure in figures] == ["vanilla, N=4", "plain, N=4"]
-    assert all(figure.median >= 0 for figure in figures)
+    monkeypatch.setattr(memory, "isolated_peaks", peaks)  # a process of its own takes ten seconds to start
+    figures = figures_of(memory, **SMALL, num_candidates=[4], variants=["vanilla", "plain"], folder=str(folder))
+    assert list(figures) == ["vanilla, N=4", "plain, N=4"]
+    assert all(figure.median >= 0 for figure in figures.values())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
@@ -147,7 +158,7 @@ def test_the_peak_is_that_of_the_work() -> None:
 def test_gpu(folder: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no GPU"):
-            list(gpu())
+            figures_of(gpu)
     small = {
         "image_size": 112,
         "samples": 1,
@@ -158,14 +169,30 @@ def test_gpu(folder: Path) -> None:
         "repeats": 1,
         "pass_repeats": 1,
     }
-    figures = by_name(gpu(["tiny"], [4, 10], **small, dtype="float32", device="cpu", folder=str(folder)))
+    small |= {"shapes": ["tiny"], "num_candidates": [4, 10], "dtype": "float32", "device": "cpu"}
+    figures = figures_of(gpu, **small, folder=str(folder))
     for n in (4, 10):
         assert 0 < figures[f"tiny, N={n}: share of the matrix rate, agd"].median < 100
         assert figures[f"tiny, N={n}: test"].median > 0
         assert figures[f"tiny, N={n}: decisions that differ"].values == (0.0,)
 
 
-def test_ways_take_turns_and_figures_say_what_they_reach() -> None:
+def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        sweep.GRIDS, "agd", {"readouts": ["agd"], "temperature": [1.0, 5.0], "top_layers": [1, 2], "plots": False}
+    )
+    small = {"prompts": 50, "num_candidates": 4, "layers": 2, "heads": 2, "calibration_samples": 3, "repeats": 1}
+    figures = figures_of(sweep, **small, grids=["agd"])
+    assert figures["agd"].note == "4 settings, 50 prompts, N = 4, L = 2, H = 2"
+
+
+def test_hard_negatives() -> None:
+    figures = figures_of(hard_negatives, pool=200, anchors=10, loop_anchors=3, repeats=1)
+    assert figures["anchors with other negatives"].values == (0.0,)
+    assert figures["lad_pl, per anchor"].note == "10 anchors, 200 images"
+
+
+def test_variants_take_turns_and_figures_are_compared_with_their_targets() -> None:
     calls: list[str] = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b", "b", "a", "a", "b"]
@@ -196,11 +223,17 @@ def test_a_stopwatch_counts_a_call_within_a_call_once(monkeypatch: pytest.Monkey
     assert stopwatch.seconds == 2
 
 
-def test_what_is_told_of_a_figure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class Upto:
+    upto: int = 2
+    """How many."""
+
+
+def test_figures_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each when it is there, and all as Markdown at the end, whatever the terminal's width."""
 
-    def script(upto: int = 2) -> Iterator[Figure]:
-        for number in range(upto):
+    def script(options: Upto) -> Iterator[Figure]:
+        for number in range(options.upto):
             yield Figure(f"figure {number}", (1.0, 2.0), " s", at_least=1, note="a note of many words " * 3)
             assert f"figure {number}: at least 1 s, 1.50 s, 1.00 to 2.00, yes, a note" in capsys.readouterr().err
 
@@ -211,7 +244,24 @@ def test_what_is_told_of_a_figure(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "Command: python -m benchmarks.script --upto 3" in lines
 
 
+@pytest.mark.parametrize(
+    "script",
+    [against_plain, batching, candidates, correction, gpu, hard_negatives, limit, memory, precision, processes, sweep],
+    ids=lambda script: script.__name__.rpartition(".")[2],
+)
+def test_every_script_shows_its_options(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = script.__name__.rpartition(".")[2]
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as exit_info:
+        run(getattr(script, name))
+    assert exit_info.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"  --{field.name} " in shown for field in fields(script.Options))
+
+
 def test_questions_can_be_read(folder: Path) -> None:
-    bench = Bench.build(folder, "tiny", 4, 2, 2)
+    bench = Bench.build(folder, BenchOptions(), "tiny", 4, 2)
     assert len(json.loads(bench.annotations.read_text())) == 3  # one is for calibration
     assert [sample.id for sample in bench.samples] == ["1", "2"]

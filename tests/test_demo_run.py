@@ -1,4 +1,4 @@
-"""The embedded demo through the command line: offline, and it shows what the README says."""
+"""The embedded demo through the command line: offline, and with the bias and the correction that the README shows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_model_answers_by_position(demo: dict[str, dict], set_name: str) -> 
 
 @pytest.mark.parametrize("set_name", ["easy", "hard"])
 @pytest.mark.parametrize("readout", ["agd", "purified_attention", "head_information"])
-def test_its_attention_knows_better(demo: dict[str, dict], set_name: str, readout: str) -> None:
+def test_attention_corrects_it(demo: dict[str, dict], set_name: str, readout: str) -> None:
     vanilla, corrected = (demo[set_name]["readouts"][name] for name in ("vanilla", readout))
     assert corrected["accuracy"] > vanilla["accuracy"] + 0.1
     assert corrected["rstd"] < vanilla["rstd"] / 2
@@ -55,7 +55,7 @@ def test_its_attention_knows_better(demo: dict[str, dict], set_name: str, readou
 @pytest.mark.parametrize("config", SHIPPED, ids=[path.stem for path in SHIPPED])
 @pytest.mark.parametrize("command", ["fit", "test", "predict"])
 def test_every_shipped_configuration_parses(config: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """--print_config checks every name and type; qwen.yaml and demo.yaml also run, in test_cli.py and above."""
+    """--print_config checks every name and type; qwen.yaml and demo.yaml also run, in tests/cli and above."""
     with pytest.raises(SystemExit) as exit_info:
         main([command, f"--config={config}", "--print_config"])
     assert exit_info.value.code == 0

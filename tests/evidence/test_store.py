@@ -25,10 +25,10 @@ def evidence(prompts: int, seed: int) -> Evidence:
     return as_stored(Evidence.from_heads(log_probs, 10**-decades))
 
 
-def sample(group: int, in_words: bool = False) -> EvidenceRecords:
+def sample(group: int, generated: bool = False) -> EvidenceRecords:
     orders = torch.stack([torch.arange(N).roll(place) for place in range(T)])
     return EvidenceRecords(
-        evidence=no_evidence(T) if in_words else evidence(T, group),
+        evidence=no_evidence(T) if generated else evidence(T, group),
         targets=(orders == group % N).long().argmax(1) if group else torch.full((T,), -1),
         permutations=orders,
         sample_index=torch.full((T,), group),
@@ -36,8 +36,8 @@ def sample(group: int, in_words: bool = False) -> EvidenceRecords:
         ids=(f"sample {group}",) * T,
         seconds=torch.full((T,), 0.25).double(),
         forwards=torch.full((T,), 2),
-        content_free=None if in_words else evidence(T, 100 + group),
-        texts=tuple((f"chain {group} {place}", "</think> 3") for place in range(T)) if in_words else None,
+        content_free=None if generated else evidence(T, 100 + group),
+        texts=tuple((f"chain {group} {place}", "</think> 3") for place in range(T)) if generated else None,
     )
 
 
@@ -51,24 +51,24 @@ def assert_equal(one: EvidenceRecords, other: EvidenceRecords) -> None:
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
-def stored(path: Path, sample_index: list[int], in_words: bool = False, rank: int = 0) -> EvidenceStore:
+def stored(path: Path, sample_index: list[int], generated: bool = False, rank: int = 0) -> EvidenceStore:
     store = EvidenceStore(path, SETTINGS)
     for group in sample_index:
-        store.append(sample(group, in_words), rank)
+        store.append(sample(group, generated), rank)
     store.close()
     return store
 
 
-@pytest.mark.parametrize("in_words", [False, True])
-def test_what_goes_in_comes_out_in_the_samples_order(tmp_path: Path, in_words: bool) -> None:
+@pytest.mark.parametrize("generated", [False, True])
+def test_what_goes_in_comes_out_in_the_samples_order(tmp_path: Path, generated: bool) -> None:
     path = tmp_path / "evidence.parquet"
-    stored(path, [4, 0, 6], in_words)
-    stored(path, [5, 1], in_words, rank=1)
-    stored(path, [3, 2, 3], in_words).finish(SAMPLES, T)  # a second attempt, which computed one sample twice
+    stored(path, [4, 0, 6], generated)
+    stored(path, [5, 1], generated, rank=1)
+    stored(path, [3, 2, 3], generated).finish(SAMPLES, T)  # a second attempt, which computed one sample twice
     prompts = read_prompts(path)
     assert prompts.sample_index.tolist() == sorted([*range(SAMPLES)] * T)
     for group in range(SAMPLES):
-        assert_equal(prompts[torch.arange(group * T, group * T + T)], sample(group, in_words))
+        assert_equal(prompts[torch.arange(group * T, group * T + T)], sample(group, generated))
     assert [path.name] == [entry.name for entry in tmp_path.iterdir()]
     assert read_settings(path) == {**SETTINGS, "layers": [1, 2]}
 

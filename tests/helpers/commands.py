@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,20 @@ def write_annotations(folder: Path, count: int, n: int = 3, **changes: object) -
     path = folder / "annotations.json"
     path.write_text(json.dumps(samples))
     return path
+
+
+def noise_options(model: Path, folder: Path) -> list[str]:
+    """A tiny model, the samples in `data` of the folder, two of them for calibration, and its run folder `run`."""
+    return [
+        f"--model.vlm.path={model}",
+        "--model.vlm.dtype=float32",
+        "--model.prompt.image_size=84",
+        "--model.layers=2-5",
+        f"--data.annotations={folder / 'data' / 'annotations.json'}",
+        "--data.num_calibration=2",
+        f"--trainer.default_root_dir={folder / 'run'}",
+        *QUIET,
+    ]
 
 
 def run(command: str, *options: str) -> int:
@@ -59,9 +72,6 @@ def stops_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
     return sizes
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
 DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
@@ -74,9 +84,9 @@ def check_equal(run: Path, reference: Path, tolerance: float) -> None:
     assert metrics[0] == metrics[1]
     rows = [[json.loads(line) for line in (path / "predictions.jsonl").open()] for path in (reference, run)]
     assert len(rows[0]) == len(rows[1]) == 3 * metrics[0]["num_samples"]
-    for left, right in zip(*rows, strict=True):
-        assert (left["id"], left["permutation"]) == (right["id"], right["permutation"])
-        np.testing.assert_allclose(left["log_probs"], right["log_probs"], atol=tolerance)
+    for theirs, ours in zip(*rows, strict=True):
+        assert (theirs["id"], theirs["permutation"]) == (ours["id"], ours["permutation"])
+        np.testing.assert_allclose(theirs["log_probs"], ours["log_probs"], atol=tolerance)
     assert (run / "evidence.parquet").exists()
     for path in sorted(run.glob("*evidence*.parquet")):
         ours, theirs = read_prompts(reference / path.name), read_prompts(path)

@@ -91,7 +91,7 @@ def trie_log_probs(
 def bias_matrix(log_p_obs: np.ndarray) -> tuple[float, np.ndarray]:
     """Visual gain and bias (eq. 4-5) of P_obs (N, N); row = truth i, column = candidate j.
 
-    The gain compares the right candidate with the wrong ones under the *same* truth, so within a row. The
+    The gain compares the correct candidate with the wrong ones under the *same* truth, so within a row. The
     constant that the published code subtracts from the whole matrix is left out: no decision depends on it.
     """
     n = len(log_p_obs)
@@ -183,7 +183,7 @@ def calibrate(
     Args:
         log_probs: (P, N) log-probabilities of the candidates.
         attention: (P, L, H, N) attention mass of the last prompt token on each image.
-        targets: (P,) position of the right image in each pass.
+        targets: (P,) position of the correct image in each pass.
         samples: (P,) number of the sample that each pass shows.
         shifts: (P,) cyclic left shift of each pass; without it the label-free fit is left out.
 
@@ -344,7 +344,7 @@ def cyclic_shifts(n: int) -> list[list[int]]:
 
 # ------------------------------------------------------------------------------------------------------------
 # Metrics. `choices` (S, T) chosen position or -1 where no valid answer was read, `targets` (S, T) position of
-# the right image, `permutations` (S, T, N). An unread answer is a wrong one.
+# the correct image, `permutations` (S, T, N). An unread answer is a wrong one.
 # ------------------------------------------------------------------------------------------------------------
 
 
@@ -368,7 +368,7 @@ def confusion(choices: np.ndarray, targets: np.ndarray, n: int) -> np.ndarray:
 
 
 def recall_by_position(choices: np.ndarray, targets: np.ndarray, n: int) -> np.ndarray:
-    """Share of right answers among prompts with the truth at each position, all T pooled: (N,).
+    """Share of correct answers among prompts with the truth at each position, all T pooled: (N,).
 
     nan for a position that never held the truth. Unread answers stay in the denominator.
     """
@@ -409,7 +409,7 @@ def consistency(choices: np.ndarray, permutations: np.ndarray) -> float:
 
 
 def circular_accuracy(choices: np.ndarray, targets: np.ndarray) -> float:
-    """Share of samples answered right under every permutation."""
+    """Share of samples answered correctly under every permutation."""
     samples, count = np.shape(choices)
     return sum(all(choices[s][t] == targets[s][t] for t in range(count)) for s in range(samples)) / samples
 

@@ -1,9 +1,9 @@
-"""Every tiny family, whole and with its weights shared by two processes; not part of the test suite, because it takes
+"""Every tiny family, in one process and under tensor parallelism in two; not part of the test suite, because it takes
 a minute on two processors:
 
     torchrun --nproc-per-node 2 tests/helpers/shared_families.py [MODEL_TYPE ...]
 
-Prints the largest difference of log-probabilities and of attention, head by head, or why a family is refused.
+Prints the largest difference of log-probabilities and of attention, per head, or why a family is refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def evidence(folder: Path, pictures: list[Image.Image], processes: int) -> tuple
 
 
 def outcome(family: Family, folder: Path) -> str:
-    """What sharing changes."""
+    """What tensor parallelism changes."""
     if dist.get_rank() == 0:
         family.build(folder / "model")
         (folder / "pictures").mkdir()
@@ -68,9 +68,9 @@ def main(names: list[str]) -> None:
         if not names or family.name in names:
             folder = Path(shared_folder[0]) / family.name
             folder.mkdir(exist_ok=True)
-            told = outcome(family, folder)
+            result = outcome(family, folder)
             if dist.get_rank() == 0:
-                print(f"{family.name}: {told}", flush=True)
+                print(f"{family.name}: {result}", flush=True)
     dist.destroy_process_group()
 
 

@@ -50,7 +50,7 @@ def test_bias_takes_one_gain_off_the_diagonal(golden: dict[str, np.ndarray]) -> 
     """Undoing eq. 5 on the recorded matrix gives the observation back: its gain is what was taken off."""
     recorded = golden["bias_matrix"]
     off_diagonal = ~np.eye(4, dtype=bool)
-    # With the gain gone no right candidate leads a wrong one, and one pair is exactly level.
+    # With the gain gone no correct candidate leads a wrong one, and one pair is exactly level.
     margins = recorded.diagonal()[:, None] - recorded
     assert margins[off_diagonal].max() == pytest.approx(0, abs=1e-12)
     log_gain, log_bias = reference.bias_matrix(recorded + 3.5 * np.eye(4))

@@ -1,4 +1,4 @@
-"""Methods with passes of their own, through the command line, against plain calls of what they are made of."""
+"""Methods with forward passes of their own, through the command line, against plain calls of what they are made of."""
 
 from __future__ import annotations
 
@@ -63,8 +63,10 @@ def scores(records: list[dict], method: str) -> np.ndarray:
     return np.array([record["scores"][method] for record in records])
 
 
-def asked(run: Path, vlm: VisionLanguageModel, record: dict, orders, template=BASE_TEMPLATE, caption=None, **options):
-    """Evidence of one tested sample, asked plainly in these orders of its annotated images."""
+def plain_evidence(
+    run: Path, vlm: VisionLanguageModel, record: dict, orders, template=BASE_TEMPLATE, caption=None, **options
+):
+    """Evidence of one tested sample, in these orders of its annotated images, by a plain call of the model."""
     images = tuple(
         Image.open(run / name).convert("RGB").resize((84, 84), Image.Resampling.BICUBIC) for name in record["images"]
     )
@@ -76,7 +78,7 @@ def asked(run: Path, vlm: VisionLanguageModel, record: dict, orders, template=BA
 
 def test_instruction_is_the_prompt_with_a_sentence_before_it(run, records, tiny_vlm) -> None:
     for record, found in zip(records, scores(records, "instruction"), strict=True):
-        evidence = asked(run, tiny_vlm, record, [record["permutation"]], INSTRUCTION + BASE_TEMPLATE)
+        evidence = plain_evidence(run, tiny_vlm, record, [record["permutation"]], INSTRUCTION + BASE_TEMPLATE)
         np.testing.assert_allclose(found, evidence.log_probs[0], atol=1e-5)
 
 
@@ -85,7 +87,7 @@ def test_averages_are_over_orders_of_the_tested_prompt_by_image(run, records, ti
     changes = cyclic_shifts(N) if method == "permutation_average" else random_permutations(N, 4, 42)
     for record, found in zip(records, scores(records, method), strict=True):
         orders = [[record["permutation"][place] for place in change] for change in changes]
-        log_probs = asked(run, tiny_vlm, record, orders).log_probs.numpy()
+        log_probs = plain_evidence(run, tiny_vlm, record, orders).log_probs.numpy()
         by_image = [
             np.mean([row[order.index(image)] for row, order in zip(log_probs, orders, strict=True)])
             for image in range(N)
@@ -96,16 +98,16 @@ def test_averages_are_over_orders_of_the_tested_prompt_by_image(run, records, ti
 @pytest.mark.parametrize(("method", "variant"), [("sofa", "published"), ("sofa_paper", "paper")])
 def test_soft_attention_with_the_chosen_weight(run, records, tiny_vlm, method, variant) -> None:
     for record, found in zip(records[:3], scores(records, method), strict=False):
-        evidence = asked(run, tiny_vlm, record, [record["permutation"]], sofa=Sofa(variant, 0.25, 2))
+        evidence = plain_evidence(run, tiny_vlm, record, [record["permutation"]], sofa=Sofa(variant, 0.25, 2))
         np.testing.assert_allclose(found, evidence.log_probs[0], atol=1e-5)
-        plain = asked(run, tiny_vlm, record, [record["permutation"]])
+        plain = plain_evidence(run, tiny_vlm, record, [record["permutation"]])
         assert np.abs(found - plain.log_probs[0].numpy()).max() > 1e-4
 
 
 def test_contextual_methods_take_off_what_a_content_free_caption_gives(run, records, tiny_vlm) -> None:
     for row, record in enumerate(records):
         with_caption, free = (
-            asked(run, tiny_vlm, record, [record["permutation"]], caption=caption) for caption in (None, "N/A")
+            plain_evidence(run, tiny_vlm, record, [record["permutation"]], caption=caption) for caption in (None, "N/A")
         )
         calibrated = with_caption.log_probs - free.log_probs
         np.testing.assert_allclose(scores(records, "contextual_calibration")[row], calibrated[0], atol=1e-4)
@@ -118,7 +120,7 @@ def test_contextual_methods_take_off_what_a_content_free_caption_gives(run, reco
 
 
 @pytest.mark.parametrize(("method", "chains"), [("cot", 1), ("self_consistency", 3)])
-def test_words_are_stored_and_read(run: Path, records: list[dict], method: str, chains: int) -> None:
+def test_generated_texts_are_stored_and_read(run: Path, records: list[dict], method: str, chains: int) -> None:
     prompts = read_prompts(run / f"evidence-{method}.parquet")
     assert prompts.texts is not None
     assert {len(texts) for texts in prompts.texts} == {chains}
@@ -129,7 +131,7 @@ def test_words_are_stored_and_read(run: Path, records: list[dict], method: str, 
     assert method not in records[0]["scores"]
 
 
-def test_costs_count_the_language_models_passes(run: Path) -> None:
+def test_costs_count_forward_passes(run: Path) -> None:
     costs = json.loads((run / "costs.json").read_text())["methods"]
     forwards = {name: cost["forwards"] for name, cost in costs.items()}
     assert {forwards[name] for name in ("vanilla", "agd", "instruction", "sofa")} == {1}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from commands import QUIET, fails, write_annotations
+from commands import fails, noise_options
 from PIL import Image
 
 from lad_pl import UserError
@@ -15,24 +16,14 @@ from lad_pl.cli import main
 
 
 @pytest.fixture
-def options(tiny_folder: Path, tmp_path: Path) -> list[str]:
-    (tmp_path / "data").mkdir()
-    return [
-        f"--model.vlm.path={tiny_folder}",
-        "--model.vlm.dtype=float32",
-        "--model.prompt.image_size=84",
-        "--model.layers=2-5",
-        f"--data.annotations={write_annotations(tmp_path / 'data', 6)}",
-        "--data.num_permutations=2",
-        f"--trainer.default_root_dir={tmp_path / 'run'}",
-        *QUIET,
-    ]
+def options(tiny_folder: Path, fitted: Path, tmp_path: Path) -> list[str]:
+    """After fit on two samples."""
+    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
+    return [*noise_options(tiny_folder, tmp_path), "--data.num_permutations=2"]
 
 
 def test_other_pictures_under_the_same_names(options: list[str], tmp_path: Path, capsys) -> None:
-    options = [*options, "--data.num_calibration=2"]
-    for command in ("fit", "test"):
-        assert main([command, *options]) == 0
+    assert main(["test", *options]) == 0
     before = (tmp_path / "run" / "predictions.jsonl").read_text()
     sample = json.loads((tmp_path / "data" / "annotations.json").read_text())[4]
     path = tmp_path / "data" / sample["image_ids"][0]
@@ -44,8 +35,7 @@ def test_other_pictures_under_the_same_names(options: list[str], tmp_path: Path,
 
 
 def test_a_calibration_made_anew_since(options: list[str], tmp_path: Path) -> None:
-    assert main(["fit", *options, "--data.num_calibration=2"]) == 0
-    assert main(["test", *options, "--data.num_calibration=2"]) == 0
+    assert main(["test", *options]) == 0
     assert StoredRun(tmp_path / "run").calibration.num_samples == 2
     assert main(["fit", *options, "--data.num_calibration=1", "--model.overwrite=true"]) == 0
     with pytest.raises(UserError, match="has been made on other samples since test used it"):
@@ -53,8 +43,7 @@ def test_a_calibration_made_anew_since(options: list[str], tmp_path: Path) -> No
 
 
 def test_predicting_takes_no_method_with_it(options: list[str], tmp_path: Path, capsys) -> None:
-    options = [*options, "--model.methods=[instruction]", "--data.num_calibration=1"]
-    for command in ("fit", "test"):
-        assert main([command, *options]) == 0
+    options = [*options, "--model.methods=[instruction]"]
+    assert main(["test", *options]) == 0
     assert "of another configuration" in fails(capsys, "predict", *options)
-    assert "data.num_calibration is 0" in fails(capsys, "fit", *options[:-1], "--data.num_calibration=0")
+    assert "data.num_calibration is 0" in fails(capsys, "fit", *options, "--data.num_calibration=0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import DDP, ENVIRONMENT, QUIET, check_equal, write_annotations
+from commands import DDP, QUIET, check_equal, write_annotations
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -51,7 +52,7 @@ def one(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def torchrun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
     address = [f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
     command = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *address, "-m", "lad_pl"]
-    return [sys.executable, *command], ENVIRONMENT
+    return [sys.executable, *command], dict(os.environ)
 
 
 def srun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
@@ -59,13 +60,13 @@ def srun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
     job = {"SLURM_JOB_NAME": "lad", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"}
     task = {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node), "SLURM_LOCALID": "0", "SLURM_NODELIST": "localhost"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [sys.executable, "-m", "lad_pl"], {**ENVIRONMENT, **job, **task, **address}
+    return [sys.executable, "-m", "lad_pl"], {**os.environ, **job, **task, **address}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [torchrun, srun])
 def test_two_nodes_equal_one_process(base, one: Path, tmp_path: Path, launcher: Callable) -> None:
-    (tmp_path / "calibration.ckpt").write_bytes((one / "calibration.ckpt").read_bytes())
+    shutil.copy(one / "calibration.ckpt", tmp_path)
     port = free_port()
     nodes = []
     for node in range(2):
@@ -74,37 +75,36 @@ def test_two_nodes_equal_one_process(base, one: Path, tmp_path: Path, launcher: 
         nodes.append(
             subprocess.Popen([*command, *options], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         )
-    told = [process.communicate(timeout=240) for process in nodes]
-    assert [process.returncode for process in nodes] == [0, 0], told
+    said = [process.communicate(timeout=240) for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], said
     check_equal(tmp_path, one, tolerance=1e-6)
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_ends(tmp_path: Path) -> None:
-    """It is killed, then asked to end; the first says so and ends. One process alone finishes what both began."""
-    data = ["--data.num_test=150"]
-    reference = [*data, f"--trainer.default_root_dir={tmp_path / 'one'}", *QUIET]
-    assert main(["fit", *reference]) == main(["test", *reference]) == 0
-    options = [*data, f"--trainer.default_root_dir={tmp_path / 'two'}", *QUIET]
-    (tmp_path / "two").mkdir()
-    (tmp_path / "two" / "calibration.ckpt").write_bytes((tmp_path / "one" / "calibration.ckpt").read_bytes())
+def test_one_of_two_processes_ends(demo_calibration: Path, tmp_path: Path) -> None:
+    """By SIGKILL, then by SIGTERM; the first reports it and ends. One process alone finishes what both began."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(demo_calibration, tmp_path / name)
+    data = ["--data.num_test=150", *QUIET]
+    assert main(["test", *data, f"--trainer.default_root_dir={tmp_path / 'one'}"]) == 0
+    options = [*data, f"--trainer.default_root_dir={tmp_path / 'two'}"]
     kept = 0
     for end, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
         first = subprocess.Popen(
             [sys.executable, "-m", "lad_pl", "test", *options, *DDP],
             stderr=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT,
         )
         before = set((tmp_path / "two").glob("*.parts*/*"))
         while first.poll() is None and not both_write(tmp_path / "two", before):
             time.sleep(0.02)
         second = launched_by(first.pid)
         os.kill(second, end)
-        told = first.communicate(timeout=60)[1]
-        assert first.returncode == 1, told
-        assert f"lad_pl: Process 1 of this run has ended (exit code {code})" in told
-        assert told.count(GO_ON) == 1
+        said = first.communicate(timeout=60)[1]
+        assert first.returncode == 1, said
+        assert f"lad_pl: Process 1 of this run has ended (exit code {code})" in said
+        assert said.count(GO_ON) == 1
         assert not Path(f"/proc/{second}").exists()
         assert not (tmp_path / "two" / "metrics.json").exists()
         assert stored_bytes(tmp_path / "two") > kept
@@ -116,22 +116,20 @@ def test_one_of_two_processes_ends(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("asked", "code", "words"), [("first", 143, "Stopped"), ("second", 1, "Process 1 of this run")]
+    ("stopped", "code", "message"), [("first", 143, "Stopped"), ("second", 1, "Process 1 of this run")]
 )
-def test_one_of_two_processes_is_asked_to_end_fit(tmp_path: Path, asked: str, code: int, words: str) -> None:
-    """Whichever it is, the run ends and says so, and one process finishes it."""
+def test_one_of_two_processes_is_terminated(tmp_path: Path, stopped: str, code: int, message: str) -> None:
+    """Whichever it is, the run of fit ends with a message, and one process finishes it."""
     options = ["--data.num_calibration=150", f"--trainer.default_root_dir={tmp_path}", *QUIET]
-    first = subprocess.Popen(
-        [sys.executable, "-m", "lad_pl", "fit", *options, *DDP], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    first = subprocess.Popen([sys.executable, "-m", "lad_pl", "fit", *options, *DDP], stderr=subprocess.PIPE, text=True)
     while first.poll() is None and not both_write(tmp_path, set()):
         time.sleep(0.02)
     second = launched_by(first.pid)
-    os.kill(first.pid if asked == "first" else second, signal.SIGTERM)
-    told = first.communicate(timeout=60)[1]
-    assert first.returncode == code, told
-    assert words in told
-    assert told.count(GO_ON) == 1
+    os.kill(first.pid if stopped == "first" else second, signal.SIGTERM)
+    said = first.communicate(timeout=60)[1]
+    assert first.returncode == code, said
+    assert message in said
+    assert said.count(GO_ON) == 1
     assert not (tmp_path / "calibration.ckpt").exists()
     assert stored_bytes(tmp_path) > 18_000
     assert main(["fit", *options]) == 0

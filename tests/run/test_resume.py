@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import own_process
 import pytest
-from commands import QUIET, fails, stops_after, write_annotations
+from commands import QUIET, fails, noise_options, stops_after
 
 from lad_pl.cli import main
 from lad_pl.evidence.store import read_prompts
@@ -21,35 +21,23 @@ RESULTS = ("metrics.json", "predictions.jsonl")
 
 
 @pytest.fixture(scope="module")
-def base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    data = tmp_path_factory.mktemp("data")
-    return [
-        f"--model.vlm.path={tiny_folder}",
-        "--model.vlm.dtype=float32",
-        "--model.prompt.image_size=84",
-        "--model.layers=2-5",
-        "--model.methods=[instruction]",
-        f"--data.annotations={write_annotations(data, 8)}",
-        "--data.num_calibration=2",
-        "--data.num_permutations=2",
-        "--data.batch_size=2",
-        *QUIET,
-    ]
+def base(tiny_folder: Path, fitted: Path) -> list[str]:
+    own = ["--model.methods=[instruction]", "--data.num_permutations=2", "--data.batch_size=2"]
+    return [*noise_options(tiny_folder, fitted), *own]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    for command in ("fit", "test"):
-        assert main([command, *base, f"--trainer.default_root_dir={folder}"]) == 0
+def uninterrupted(base: list[str], fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shutil.copytree(fitted / "run", tmp_path_factory.mktemp("runs") / "run")
+    assert main(["test", *base, f"--trainer.default_root_dir={folder}"]) == 0
     return folder
 
 
 @pytest.mark.parametrize(("batches", "torn"), [(1, 0), (2, 1), (4, 40)])
-def test_interrupted_test(base, uninterrupted, tmp_path, monkeypatch, batches: int, torn: int) -> None:
-    """Of 3 batches in each of two passes; `torn`: bytes that never reached the disk."""
+def test_interrupted_test(base, fitted, uninterrupted, tmp_path, monkeypatch, batches: int, torn: int) -> None:
+    """Of 3 batches in each of two methods; `torn`: bytes that never reached the disk."""
+    shutil.copytree(fitted / "run", tmp_path / "run")
     options = [*base, f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    assert main(["fit", *options]) == 0
     with monkeypatch.context() as patch:
         stops_after(patch, batches)
         with pytest.raises(RuntimeError, match="went down"):
@@ -98,7 +86,7 @@ def test_interrupted_predict(base, uninterrupted, tmp_path, monkeypatch) -> None
     assert (tmp_path / "b/predictions.jsonl").read_bytes() == (tmp_path / "a/predictions.jsonl").read_bytes()
 
 
-def test_a_finished_run_asks_the_model_nothing(base, uninterrupted, monkeypatch) -> None:
+def test_a_finished_run_needs_no_forward_pass(base, uninterrupted, monkeypatch) -> None:
     before = [(uninterrupted / name).read_bytes() for name in RESULTS]
     sizes = stops_after(monkeypatch, 100)
     for command in ("fit", "test"):
@@ -129,39 +117,31 @@ def test_another_readout_replays_the_evidence(base, uninterrupted, tmp_path, mon
         ("predict", (signal.SIGTERM, signal.SIGKILL)),
     ],
 )
-def test_a_process_stopped_again_and_again(tmp_path: Path, stage: str, ends: tuple[signal.Signals, ...]) -> None:
-    """The demo as a process of its own: each time it keeps what it computed, and says how to go on."""
+def test_a_process_stopped_again_and_again(
+    demo_calibration: Path, tmp_path: Path, stage: str, ends: tuple[signal.Signals, ...]
+) -> None:
+    """The demo as a process of its own: each time it keeps what it computed, and prints how to go on."""
     options = [f"--trainer.default_root_dir={tmp_path}", *QUIET]
     if stage != "fit":
-        assert main(["fit", *options]) == 0
+        shutil.copy(demo_calibration, tmp_path)
     options += ["--data.num_calibration=150"] if stage == "fit" else ["--data.num_test=150"]
     folder, kept = RunFolder(tmp_path), 0
     result = folder.calibration if stage == "fit" else folder.predictions(stage)
     for end in ends:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lad_pl", stage, *options],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            preexec_fn=heeds_ctrl_c,
-        )
-        while process.poll() is None and stored_bytes(tmp_path) < kept + 12_000:
+        process = own_process.start([stage, *options], tmp_path / "stderr")
+        while process.is_alive() and stored_bytes(tmp_path) < kept + 12_000:
             time.sleep(0.02)
-        process.send_signal(end)
-        told = process.communicate(timeout=60)[1]
-        assert process.returncode == {signal.SIGINT: 1, signal.SIGTERM: 143, signal.SIGKILL: -9}[end], told
-        assert ("Run the same command again to go on." in told) == (end != signal.SIGKILL)
+        os.kill(process.pid, end)
+        process.join(60)
+        said = (tmp_path / "stderr").read_text()
+        assert process.exitcode == {signal.SIGINT: 1, signal.SIGTERM: 143, signal.SIGKILL: -9}[end], said
+        assert ("Run the same command again to go on." in said) == (end != signal.SIGKILL)
         assert not result.exists()
         assert stored_bytes(tmp_path) >= kept + 12_000
         kept = stored_bytes(tmp_path)
     assert main([stage, *options]) == 0
     assert result.exists()
     assert read_prompts(folder.evidence(stage)).sample_index.unique().tolist() == list(range(150))
-
-
-def heeds_ctrl_c() -> None:
-    """What a shell starts in the background is told to ignore it, and so would be whatever that starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stored_bytes(folder: Path) -> int:
