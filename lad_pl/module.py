@@ -25,7 +25,7 @@ from lad_pl.evidence.store import EvidenceStore
 from lad_pl.methods import METHODS, DirectAnswer, Method, MethodRunner, MethodSettings, check_methods
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import library_versions
-from lad_pl.readouts import ReadoutSettings, check_names
+from lad_pl.readouts import ReadoutSettings, check_names, check_top_layers
 from lad_pl.run.callback import WriteRun
 from lad_pl.run.folder import Record, RunFolder
 from lad_pl.run.processes import SIGTERM_EXIT, ProcessWatcher, check_trainer, on_rank_zero
@@ -52,8 +52,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             of the depth to start from; 0.58 is layers 21 to 35 of 36.
         readout: the free choices of the correction.
         readouts: names of the readouts to report, of lad_pl.readouts.READOUTS.
-        methods: names of further methods, of lad_pl.methods.METHODS, each with forward passes of its own, in test and
-            validate.
+        methods: names of methods with forward passes of their own, for test and validate, of lad_pl.methods.METHODS.
         method: the free choices of these methods.
         rank_by: the readout that orders the images in predictions.jsonl.
         overwrite: replace results of another configuration in the run folder.
@@ -94,7 +93,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.vlm: VisionLanguageModel | None = None
         self.layers: tuple[int, ...] = ()
         self.fingerprints: dict[str, str] = {}
-        """Of the model's weights and of its processor."""
+        """Of the weights and the processor."""
         self.runners: list[MethodRunner] = []
         """Of the methods of the stage in progress; DirectAnswer, which the readouts share, first."""
         self.calibration: Calibration | None = None
@@ -123,11 +122,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             self.layers = self.vlm.layers.choose(self.layer_choice)
             encoder = self.vlm.encoder(self.prompt)
             self.fingerprints = {"weights": self.vlm.fingerprint(), "processor": encoder.fingerprint()}
-        if self.readout.top_layers > len(self.layers):
-            raise UserError(
-                f"model.readout.top_layers is {self.readout.top_layers}, but model.layers captures only "
-                f"{len(self.layers)}."
-            )
+        check_top_layers(self.readout.top_layers, len(self.layers))
         kinds: list[type[Method]] = [DirectAnswer]
         if stage in ("test", "validate"):
             kinds += dict.fromkeys(METHODS[name] for name in self.methods)

@@ -34,7 +34,7 @@ docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-models-table", action="store_true", help="write what was measured into README.md")
+    parser.addoption("--write-models-table", action="store_true", help="write what was measured into docs/models.md")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

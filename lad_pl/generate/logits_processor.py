@@ -23,7 +23,7 @@ from lad_pl.generate.prompt_registry import OFFSETS, PromptRegistry, watched
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import first_difference
-from lad_pl.readouts import READOUTS, ReadoutSettings, check_names, log_probabilities
+from lad_pl.readouts import READOUTS, ReadoutSettings, check_names, check_top_layers, log_probabilities
 from lad_pl.types import Evidence
 from lad_pl.vlm import VisionLanguageModel
 
@@ -124,10 +124,7 @@ class Debiasing(LogitsProcessor):
             raise UserError(
                 f"{source} is a calibration of another model or processor ({difference}); run fit with this."
             )
-        if self.settings.top_layers > len(self._layers):
-            raise UserError(
-                f"readout.top_layers is {self.settings.top_layers}, but {source} is of {len(self._layers)} layers only."
-            )
+        check_top_layers(self.settings.top_layers, len(self._layers))
 
     @property
     def num_candidates(self) -> int:

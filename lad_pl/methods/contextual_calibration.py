@@ -11,7 +11,7 @@ from torch import Tensor
 from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.methods.base import Method, MethodOutput, method
 from lad_pl.prompts.answer_trie import AnswerTrie
-from lad_pl.readouts import EPS, ReadoutSettings, most_attentive_layers
+from lad_pl.readouts import EPS, ReadoutSettings, top_layer_masses
 from lad_pl.types import Batch, Evidence, PermutedSample
 from lad_pl.vlm import PromptEncoder, VisionLanguageModel
 
@@ -49,17 +49,11 @@ class ContextualCalibration(Method):
 
 def attention_ratio(evidence: Evidence, content_free: Evidence, top_layers: int) -> Tensor:
     """(P, N): mean over the K layers with most attention mass of log (a_k / a_k under the content-free caption)."""
-    masses, others = _layers(evidence, content_free, top_layers)
+    masses, others = top_layer_masses(evidence.layer_attention, top_layers, content_free.layer_attention)
     return (masses.clamp_min(EPS).log() - others.clamp_min(EPS).log()).mean(1)
 
 
 def attention_difference(evidence: Evidence, content_free: Evidence, top_layers: int) -> Tensor:
-    """(P, N): mean over the K layers with most attention mass of a_k less a_k under the content-free caption."""
-    masses, others = _layers(evidence, content_free, top_layers)
+    """(P, N): mean over the K layers with most attention mass of a_k minus a_k under the content-free caption."""
+    masses, others = top_layer_masses(evidence.layer_attention, top_layers, content_free.layer_attention)
     return (masses - others).mean(1)
-
-
-def _layers(evidence: Evidence, content_free: Evidence, top_layers: int) -> tuple[Tensor, Tensor]:
-    chosen = most_attentive_layers(evidence.layer_attention, top_layers)
-    index = chosen[:, :, None].expand(-1, -1, evidence.layer_attention.shape[-1])
-    return evidence.layer_attention.gather(1, index), content_free.layer_attention.gather(1, index)

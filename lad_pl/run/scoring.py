@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from lad_pl.calibrate import calibrate, log_mean_probability
 from lad_pl.evidence.store import read_prompts, stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
-from lad_pl.metrics import UNREADABLE, position_metrics
+from lad_pl.metrics.counts import METRICS, UNREADABLE, count, finite
 from lad_pl.readouts import READOUTS, ReadoutSettings
 from lad_pl.types import Calibration, Sample
 
@@ -169,20 +168,11 @@ def metrics_of(choices: Mapping[str, Tensor], prompts: EvidenceRecords) -> dict[
     shape = (-1, prompts.num_permutations)
     targets = prompts.targets.view(shape)
     permutations = prompts.permutations.view(*shape, prompts.num_candidates)
-    metrics = position_metrics(prompts.num_candidates, prompts.num_permutations, sync_on_compute=False)
-    report = {}
-    for name, chosen in choices.items():
-        metrics.reset()
-        metrics.update(chosen.view(shape), targets, permutations)
-        report[name] = {key: _finite(value.tolist()) for key, value in metrics.compute().items()}
-    return report
+    counts = {name: count(chosen.view(shape), targets, permutations) for name, chosen in choices.items()}
+    return {
+        name: {key: finite(metric(found).tolist()) for key, metric in METRICS.items()} for name, found in counts.items()
+    }
 
 
 def _readable(choice: int) -> int | None:
     return None if choice == UNREADABLE else choice
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value if math.isfinite(value) else None

@@ -65,7 +65,7 @@ def test_numbers_that_do_not_fit(options: list[str], capsys: pytest.CaptureFixtu
     assert "has 8 samples, too few for 9" in fails(capsys, "fit", *options, "--data.num_calibration=9")
     assert "data.batch_size is 0" in fails(capsys, "fit", *options, "--data.batch_size=0")
     assert "names layer 6" in fails(capsys, "fit", *options, "--model.layers=2-6")
-    assert "captures only 1" in fails(capsys, "fit", *options, "--model.layers=[2]")
+    assert "only 1 layers are captured" in fails(capsys, "fit", *options, "--model.layers=[2]")
     assert "No readout is chosen" in fails(capsys, "fit", *options, "--model.readouts=[]")
     assert "cpu_threads is 0" in fails(capsys, "fit", *options, "--model.cpu_threads=0")
     assert "cannot be filled in" in fails(capsys, "fit", *options, "--model.prompt.template={caption:d}")

@@ -476,7 +476,7 @@ def test_foreign_calibrations_are_refused(qwen: Subject, tmp_path: Path, monkeyp
     refused("does not record its prompt", {"prompt": ""})
     refused("There is no calibration", path=tmp_path / "none.ckpt")
     refused("'adg' is not a readout", readout="adg")
-    refused("is of 5 layers only", settings=ReadoutSettings(top_layers=6))
+    refused("only 5 layers are captured", settings=ReadoutSettings(top_layers=6))
     refused("all tested prompts at once", readout="batch_calibration", settings=ReadoutSettings(batch="test"))
     monkeypatch.setattr(type(qwen.sdpa), "generate", lambda self: None)
     refused("generate of its own")
