@@ -278,11 +278,10 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.report, self.costs = on_rank_zero(self.trainer, self._score)
         if self.trainer.state.fn == "predict":
             return
-        values = self.report["readouts"]
-        scalars = {f"{name}/{key}": v for name, of in values.items() for key, v in of.items() if isinstance(v, float)}
+        values = {f"{name}/{key}": v for name, of in self.report["readouts"].items() for key, v in of.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*no logger configured.*")  # Trainer.test returns what is logged
-            self.log_dict(scalars, logger=True)
+            self.log_dict({key: v for key, v in values.items() if isinstance(v, float)}, logger=True)
 
     on_validation_epoch_end = on_predict_epoch_end = on_test_epoch_end
 

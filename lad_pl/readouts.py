@@ -319,7 +319,8 @@ def top_layer_masses(layer_attention: Tensor, top_layers: int, *others: Tensor) 
     Raises:
         UserError: fewer than K layers are captured.
     """
-    chosen = most_attentive_layers(layer_attention, top_layers)
+    check_top_layers(top_layers, layer_attention.shape[1])
+    chosen = layer_attention.sum(-1).topk(top_layers, 1).indices
     index = chosen[:, :, None].expand(-1, -1, layer_attention.shape[-1])
     return tuple(masses.expand_as(layer_attention).gather(1, index) for masses in (layer_attention, *others))
 
@@ -331,16 +332,6 @@ def check_top_layers(top_layers: int, num_layers: int) -> None:
             f"readout.top_layers is {top_layers}, but only {num_layers} layers are captured; lower it or capture more "
             "(model.layers)."
         )
-
-
-def most_attentive_layers(layer_attention: Tensor, top_layers: int) -> Tensor:
-    """(B, K): the captured layers with the largest attention mass on the images, of (B, L, N) masses (eq. 8-9).
-
-    Raises:
-        UserError: fewer than K layers are captured.
-    """
-    check_top_layers(top_layers, layer_attention.shape[1])
-    return layer_attention.sum(-1).topk(top_layers, 1).indices
 
 
 def _log(mass: Tensor) -> Tensor:
