@@ -46,7 +46,7 @@ def startup(against: Path | None = None, repeats: int = 5) -> None:
             value, torch = (median(seconds[name, path]) for name in (case, "import torch"))
             row += ["-", "-"] if value is None or torch is None else [f"{value:.2f}", f"{value / torch:.2f}"]
         table.add_row(case, *row)
-    Console().print(table)
+    Console(width=100).print(table)  # wrapped cells are no Markdown
 
 
 def cpu_seconds(case: str, checkout: Path, folder: str) -> float | None:

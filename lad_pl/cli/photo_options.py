@@ -25,11 +25,11 @@ def add_photo_options(parser: Any, extend: bool = False) -> None:
         parser: of argparse or jsonargparse, or a group of its options.
         extend: collect the values of a repeated ``--images`` or ``--caption``; argparse only.
     """
-    for name in ("--images", "--caption"):
-        repeated: dict[str, Any] = {"action": "extend"} if extend else {}
-        parser.add_argument(name, nargs="+", type=str, help=HELP[name], **repeated)
+    repeated: dict[str, Any] = {"action": "extend"} if extend else {}
+    for name, metavar in (("--images", "FILE"), ("--caption", "TEXT")):
+        parser.add_argument(name, nargs="+", type=str, metavar=metavar, help=HELP[name], **repeated)
     for name in ("--captions", "--contact_sheet"):
-        parser.add_argument(name, type=str, help=HELP[name])
+        parser.add_argument(name, type=str, metavar="FILE", help=HELP[name])
 
 
 def translated(arguments: Sequence[str]) -> tuple[list[str], str | None]:

@@ -107,7 +107,7 @@ def _describe(parser: ArgumentParser, option: str, text: str, metavar: str | Non
 
 
 class _Formatter(DefaultHelpFormatter):
-    """Descriptions and defaults; no types, no files for a group of options, no ``+`` forms of lists."""
+    """Descriptions and defaults; simple types alone, no files for a group of options, no ``+`` forms of lists."""
 
     def add_argument(self, action: argparse.Action) -> None:
         if action.metavar != "CONFIG":
@@ -119,6 +119,10 @@ class _Formatter(DefaultHelpFormatter):
         if action.default in (None, argparse.SUPPRESS):
             return str(action.help)
         return f"{action.help} (default: {_as_typed(action.default)})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kind = (self._get_type_str(action) or "").removesuffix(" | null")
+        return {"int": "INT", "float": "FLOAT", "str": "TEXT"}.get(kind, "VALUE")
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         return super()._format_action_invocation(action).split(", ")[0]

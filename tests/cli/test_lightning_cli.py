@@ -102,7 +102,7 @@ def test_trainer_from_python_does_the_same(fitted: list[str], tiny_folder: Path,
     trainer = pl.Trainer(
         default_root_dir=tmp_path / "python", accelerator="cpu", logger=False, enable_progress_bar=False
     )
-    trainer.fit(module, datamodule=data)  # default max_epochs: stops by itself after the one pass
+    trainer.fit(module, datamodule=data)  # default max_epochs: stops by itself after one epoch
     results = trainer.test(module, datamodule=data, verbose=False)
     for name in ("metrics.json", "predictions.jsonl"):
         assert (tmp_path / "python" / name).read_text() == (tmp_path / "run" / name).read_text()
