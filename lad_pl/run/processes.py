@@ -114,13 +114,13 @@ def check_trainer(trainer: pl.Trainer, tensor_parallel: int) -> None:
         UserError: the Trainer has a precision of its own, the strategy splits weights for training, or
             ``tensor_parallel`` is not the number of processes.
     """
-    if trainer.precision != "32-true":
-        raise UserError(f"trainer.precision is {trainer.precision}; set model.vlm.dtype instead.")
     if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
         raise UserError(
             "This trainer.strategy splits weights that it trains, and would leave a whole model on every device; "
             "use ddp, and model.vlm.tensor_parallel or model.vlm.device_map for a model larger than a device."
         )
+    if trainer.precision != "32-true":
+        raise UserError(f"trainer.precision is {trainer.precision}; set model.vlm.dtype instead.")
     if tensor_parallel == 1:
         return
     if tensor_parallel != trainer.world_size:

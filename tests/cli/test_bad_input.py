@@ -33,9 +33,9 @@ def edit(tmp_path: Path, number: int, **changes: object) -> None:
         (2, {"id": 1}, "the id 1 occurs twice"),
     ],
 )
-def test_bad_annotations(fitted, tmp_path, capsys, number: int, changes: dict, message: str) -> None:
+def test_bad_annotations(fitted_run, tmp_path, capsys, number: int, changes: dict, message: str) -> None:
     edit(tmp_path, number, **changes)
-    assert message in fails(capsys, "test", *fitted)
+    assert message in fails(capsys, "test", *fitted_run)
 
 
 def test_a_missing_image_is_found_before_anything_is_computed(options, tmp_path, capsys) -> None:
@@ -47,16 +47,16 @@ def test_a_missing_image_is_found_before_anything_is_computed(options, tmp_path,
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_image_keeps_what_was_computed(fitted, tmp_path, capsys, workers: int) -> None:
+def test_a_broken_image_keeps_what_was_computed(fitted_run, tmp_path, capsys, workers: int) -> None:
     samples = json.loads((tmp_path / "data" / "annotations.json").read_text())
     image = tmp_path / "data" / samples[7]["image_ids"][2]  # of the last sample only
     image.write_bytes(image.read_bytes()[:60])
-    line = fails(capsys, "test", *fitted, f"--data.num_workers={workers}")
+    line = fails(capsys, "test", *fitted_run, f"--data.num_workers={workers}")
     assert "Sample 7: image file" in line
     assert image.name in line
     (part,) = (tmp_path / "run").glob("evidence.parquet.parts-*/*")
     done = part.read_bytes()
-    assert "Sample 7: image file" in fails(capsys, "test", *fitted)
+    assert "Sample 7: image file" in fails(capsys, "test", *fitted_run)
     assert part.read_bytes() == done  # nothing is computed twice
 
 
@@ -78,7 +78,7 @@ def test_numbers_that_do_not_fit(options: list[str], capsys: pytest.CaptureFixtu
 
 def test_files_that_are_not_there(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, "fit", *options, "--data.annotations=nowhere.json")
-    assert "Cannot read the annotation file nowhere.json" in line
+    assert "Cannot read nowhere.json: No such file or directory" in line
     (tmp_path / "data" / "broken.json").write_text('[{"id": 1,')
     assert "not valid JSON" in fails(capsys, "fit", *options, f"--data.annotations={tmp_path / 'data' / 'broken.json'}")
     assert "path/to/folder" in fails(capsys, "fit", *options, "--model.vlm.path=models/nowhere")
@@ -90,12 +90,12 @@ def test_unfitted(options: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     assert "run fit first" in line
 
 
-def test_a_calibration_from_another_file(fitted, tmp_path, capsys) -> None:
+def test_a_calibration_from_another_file(fitted_run, tmp_path, capsys) -> None:
     """Nothing of a file is held back for a calibration on another file; the user is asked to say so."""
     (tmp_path / "more").mkdir()
     other = f"--data.annotations={write_annotations(tmp_path / 'more', 6, caption='Other noise')}"
-    assert "2 samples of" in fails(capsys, "test", *fitted, other)
-    assert run("test", *fitted, other, "--data.num_calibration=0") == 0
+    assert "2 samples of" in fails(capsys, "test", *fitted_run, other)
+    assert run("test", *fitted_run, other, "--data.num_calibration=0") == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_samples"] == 6
 
 
@@ -109,7 +109,7 @@ def test_a_limited_run_can_be_resumed(options, tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_samples"] == 6
 
 
-def test_output_that_is_not_finite(fitted, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_is_not_finite(fitted_run, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     from lad_pl.types import Evidence
     from lad_pl.vlm import VisionLanguageModel
 
@@ -120,17 +120,17 @@ def test_output_that_is_not_finite(fitted, tmp_path, capsys, monkeypatch: pytest
         return Evidence.from_heads(evidence.log_probs * (torch.nan if "6" in batch.ids else 1), evidence.attention)
 
     monkeypatch.setattr(VisionLanguageModel, "evidence", overflown)
-    assert "Sample 6: the model's output is not finite" in fails(capsys, "test", *fitted)
+    assert "Sample 6: the model's output is not finite" in fails(capsys, "test", *fitted_run)
 
 
-def test_another_chat_template_is_another_prompt(fitted, tiny_folder, tmp_path, capsys) -> None:
+def test_another_chat_template_is_another_prompt(fitted_run, tiny_folder, tmp_path, capsys) -> None:
     import shutil
 
     copy = shutil.copytree(tiny_folder, tmp_path / "copy")
-    assert run("test", *fitted, f"--model.vlm.path={copy}") == 0  # a copy is the same model
+    assert run("test", *fitted_run, f"--model.vlm.path={copy}") == 0  # a copy is the same model
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text().replace("helpful", "fair"))
-    assert "(processor: " in fails(capsys, "test", *fitted, f"--model.vlm.path={copy}")
+    assert "(processor: " in fails(capsys, "test", *fitted_run, f"--model.vlm.path={copy}")
 
 
 @pytest.mark.parametrize(
@@ -142,20 +142,22 @@ def test_another_chat_template_is_another_prompt(fitted, tiny_folder, tmp_path, 
         ("--model.prompt.spans=visual", "prompt.spans: 'delimiters' there, 'visual' here"),
     ],
 )
-def test_a_foreign_calibration(fitted, capsys, change: str, field: str) -> None:
-    line = fails(capsys, "test", *fitted, change)
+def test_a_foreign_calibration(fitted_run, capsys, change: str, field: str) -> None:
+    line = fails(capsys, "test", *fitted_run, change)
     assert f"The calibration does not match this configuration ({field})" in line
     assert "Run fit" in line
 
 
-def test_a_calibration_of_other_weights_or_another_n(fitted, tmp_path, capsys) -> None:
+def test_a_calibration_of_other_weights_or_another_n(fitted_run, tmp_path, capsys) -> None:
     from tiny_vlm import build_tiny_qwen
 
     other = build_tiny_qwen(tmp_path / "other-model", seed=2)
-    assert "(weights: " in fails(capsys, "test", *fitted, f"--model.vlm.path={other}")
+    assert "(weights: " in fails(capsys, "test", *fitted_run, f"--model.vlm.path={other}")
     (tmp_path / "more").mkdir()
     annotations = write_annotations(tmp_path / "more", 8, n=4)
-    assert "(num_candidates: 3 there, 4 here)" in fails(capsys, "test", *fitted, f"--data.annotations={annotations}")
+    assert "(num_candidates: 3 there, 4 here)" in fails(
+        capsys, "test", *fitted_run, f"--data.annotations={annotations}"
+    )
 
 
 def test_a_file_that_is_no_calibration(options, tmp_path, capsys) -> None:
@@ -166,22 +168,22 @@ def test_a_file_that_is_no_calibration(options, tmp_path, capsys) -> None:
     assert "no calibration of this toolkit" in fails(capsys, "test", *options)
 
 
-def test_calibration_samples_are_not_tested_on_unless_allowed(fitted, tmp_path, capsys) -> None:
-    shifted = [*fitted, "--data.calibration_offset=4"]
+def test_calibration_samples_are_not_tested_on_unless_allowed(fitted_run, tmp_path, capsys) -> None:
+    shifted = [*fitted_run, "--data.calibration_offset=4"]
     assert "Sample 0 was used for calibration" in fails(capsys, "test", *shifted)
     assert run("test", *shifted, "--data.allow_calibration_in_test=true") == 0
 
 
-def test_a_run_folder_of_another_configuration(fitted, tmp_path, capsys) -> None:
-    assert run("test", *fitted) == 0
+def test_a_run_folder_of_another_configuration(fitted_run, tmp_path, capsys) -> None:
+    assert run("test", *fitted_run) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    line = fails(capsys, "test", *fitted, "--model.readout.temperature=2")
+    line = fails(capsys, "test", *fitted_run, "--model.readout.temperature=2")
     assert "readout.temperature: 5.0 there, 2.0 here" in line
     assert "--trainer.default_root_dir" in line
-    assert "layers" in fails(capsys, "fit", *fitted, "--model.layers=[3,4]")
+    assert "layers" in fails(capsys, "fit", *fitted_run, "--model.layers=[3,4]")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
-    assert run("test", *fitted, "--model.readout.temperature=2", "--model.overwrite=true") == 0
-    assert run("test", *fitted, "--model.readout.temperature=2") == 0  # the same again is no other configuration
+    assert run("test", *fitted_run, "--model.readout.temperature=2", "--model.overwrite=true") == 0
+    assert run("test", *fitted_run, "--model.readout.temperature=2") == 0  # the same again is no other configuration
 
 
 def test_bare_dataloaders_are_refused(tiny_folder: Path, tmp_path: Path) -> None:

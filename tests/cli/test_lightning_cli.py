@@ -70,14 +70,14 @@ def check_run_folder(folder: Path, samples: int, permutations: int, candidates: 
         np.testing.assert_allclose(recall, reference.recall_by_position(choices, targets, candidates))
 
 
-def test_the_files_agree_with_each_other_and_with_the_reference(fitted: list[str], tmp_path: Path) -> None:
-    assert run("test", *fitted) == 0
+def test_the_files_agree_with_each_other_and_with_the_reference(fitted_run: list[str], tmp_path: Path) -> None:
+    assert run("test", *fitted_run) == 0
     check_run_folder(tmp_path / "run", samples=6, permutations=4, candidates=3, layers=4)
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["model"]["layers"] == "2-5"
 
 
-def test_the_checkpoint_is_small_and_holds_no_code(fitted: list[str], tmp_path: Path) -> None:
+def test_the_checkpoint_is_small_and_holds_no_code(fitted_run: list[str], tmp_path: Path) -> None:
     path = tmp_path / "run" / "calibration.ckpt"
     assert path.stat().st_size < 50_000
     checkpoint = torch.load(path, weights_only=True)
@@ -91,8 +91,8 @@ def test_the_checkpoint_is_small_and_holds_no_code(fitted: list[str], tmp_path: 
     assert provenance["versions"]["torch"]
 
 
-def test_trainer_from_python_does_the_same(fitted: list[str], tiny_folder: Path, tmp_path: Path) -> None:
-    assert run("test", *fitted) == 0
+def test_trainer_from_python_does_the_same(fitted_run: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    assert run("test", *fitted_run) == 0
     from lad_pl import PromptSpec
 
     module = AttentionGuidedDebiasing(
@@ -122,9 +122,9 @@ def test_fitting_twice_in_python_calibrates_anew(options: list[str], tiny_folder
     assert torch.equal(*priors)
 
 
-def test_workers_and_batch_size_change_nothing(fitted: list[str], tmp_path: Path) -> None:
-    assert run("test", *fitted) == 0
-    other = [*fitted, "--data.batch_size=4", "--data.num_workers=2"]
+def test_workers_and_batch_size_change_nothing(fitted_run: list[str], tmp_path: Path) -> None:
+    assert run("test", *fitted_run) == 0
+    other = [*fitted_run, "--data.batch_size=4", "--data.num_workers=2"]
     other[other.index(f"--trainer.default_root_dir={tmp_path / 'run'}")] = (
         f"--trainer.default_root_dir={tmp_path / 'b'}"
     )
@@ -137,23 +137,23 @@ def test_workers_and_batch_size_change_nothing(fitted: list[str], tmp_path: Path
         np.testing.assert_allclose(first["attention"], second["attention"], atol=1e-5)
 
 
-def test_every_readout_in_either_recipe(fitted: list[str], tmp_path: Path) -> None:
+def test_every_readout_in_either_recipe(fitted_run: list[str], tmp_path: Path) -> None:
     from lad_pl.readouts import READOUTS as ALL
 
     for recipe in ("reference", "paper"):
         every = [f"--model.readouts=[{','.join(ALL)}]", f"--model.readout.recipe={recipe}", "--model.overwrite=true"]
-        assert run("test", *fitted, *every) == 0
+        assert run("test", *fitted_run, *every) == 0
         metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
         assert list(metrics["readouts"]) == list(ALL)
 
 
-def test_predict_ranks_prompts_without_answers(fitted: list[str], tmp_path: Path) -> None:
+def test_predict_ranks_prompts_without_answers(fitted_run: list[str], tmp_path: Path) -> None:
     path = tmp_path / "data" / "unknown.json"
     samples = json.loads((tmp_path / "data" / "annotations.json").read_text())
     for sample in samples:
         del sample["index"]
     path.write_text(json.dumps(samples[2:]))  # all of them are ranked: none is held back
-    assert run("predict", *fitted, f"--data.annotations={path}") == 0
+    assert run("predict", *fitted_run, f"--data.annotations={path}") == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 24
     assert all(row["target"] is None and sorted(row["ranking"]) == [0, 1, 2] for row in rows)
@@ -161,10 +161,10 @@ def test_predict_ranks_prompts_without_answers(fitted: list[str], tmp_path: Path
         assert row["permutation"][row["choices"]["agd"]] == row["ranking"][0]
 
 
-def test_validate_uses_its_own_files(fitted: list[str], tmp_path: Path) -> None:
+def test_validate_uses_its_own_files(fitted_run: list[str], tmp_path: Path) -> None:
     samples = json.loads((tmp_path / "data" / "annotations.json").read_text())
     (tmp_path / "data" / "validation.json").write_text(json.dumps(samples[4:]))
-    assert run("validate", *fitted, f"--data.validation_annotations={tmp_path / 'data' / 'validation.json'}") == 0
+    assert run("validate", *fitted_run, f"--data.validation_annotations={tmp_path / 'data' / 'validation.json'}") == 0
     assert json.loads((tmp_path / "run" / "validation_metrics.json").read_text())["num_samples"] == 4
     assert not (tmp_path / "run" / "metrics.json").exists()
 
@@ -176,11 +176,11 @@ def test_configs_compose(options: list[str], tmp_path: Path) -> None:
     assert list(json.loads((tmp_path / "run" / "metrics.json").read_text())["readouts"]) == ["vanilla", "agd"]
 
 
-def test_a_calibration_from_elsewhere_by_ckpt_path(fitted: list[str], tmp_path: Path, capsys) -> None:
-    elsewhere = [*fitted, f"--trainer.default_root_dir={tmp_path / 'other'}"]
+def test_a_calibration_from_elsewhere_by_ckpt_path(fitted_run: list[str], tmp_path: Path, capsys) -> None:
+    elsewhere = [*fitted_run, f"--trainer.default_root_dir={tmp_path / 'other'}"]
     assert run("test", *elsewhere, f"--ckpt_path={tmp_path / 'run' / 'calibration.ckpt'}") == 0
     assert (tmp_path / "other" / "metrics.json").exists()
-    assert "There is no calibration at nowhere.ckpt" in fails(capsys, "test", *fitted, "--ckpt_path=nowhere.ckpt")
+    assert "There is no calibration at nowhere.ckpt" in fails(capsys, "test", *fitted_run, "--ckpt_path=nowhere.ckpt")
 
 
 def test_a_saved_configuration_can_be_used_again(options: list[str], tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_captions_with_any_character(options, tmp_path) -> None:
     assert {row["caption"] for row in rows if row["id"] == "5"} == {caption}
 
 
-def test_the_question_of_a_calibration_sample_is_not_tested_in_another_file(fitted, tmp_path) -> None:
+def test_the_question_of_a_calibration_sample_is_not_tested_in_another_file(fitted_run, tmp_path) -> None:
     """Sets built together share captions and correct images, as COCO's random and adversarial ones do."""
     first = tmp_path / "data" / "annotations.json"
     samples = json.loads(first.read_text())
@@ -214,7 +214,7 @@ def test_the_question_of_a_calibration_sample_is_not_tested_in_another_file(fitt
         sample["index"] = 0
     (tmp_path / "data" / "other.json").write_text(json.dumps(samples))
     other = [f"--data.annotations={tmp_path / 'data' / 'other.json'}", f"--data.calibration_annotations={first}"]
-    assert run("test", *fitted, *other) == 0
+    assert run("test", *fitted_run, *other) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert {row["id"] for row in rows} == {str(number) for number in range(2, 8)}
 
