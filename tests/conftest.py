@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import docstring_parser
+import lightning.pytorch  # noqa: F401 (first: typing caches unions whatever their order, and reads 1 as 1.0 after float | int)
 import models_table
 import pytest
 from commands import QUIET, noise_options, write_annotations
