@@ -23,11 +23,16 @@ def test_the_wheel_carries_the_demo(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-    for arguments in (["fit"], ["test", "--data.num_test=4"]):
-        command = [sys.executable, "-P", "-m", "lad_pl", *arguments]
-        result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr
+    typed = [sys.executable, "-P", "-m", "lad_pl", "fit"]
+    fitted = subprocess.run(typed, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
+    assert fitted.returncode == 0, fitted.stderr
+    script = (
+        "import lad_pl; from lad_pl.cli import main; from lad_pl.files import asset; "
+        "print(lad_pl.__file__, asset('checkpoints/demo-vlm')); raise SystemExit(main(['test', '--data.num_test=4']))"
+    )
+    typed = [sys.executable, "-P", "-c", script]
+    tested = subprocess.run(typed, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
+    assert tested.returncode == 0, tested.stderr
     assert json.loads((elsewhere / "checkpoints/demo/metrics.json").read_text())["num_samples"] == 4
-    where = "import lad_pl, lad_pl.files as a; print(lad_pl.__file__, a.asset('checkpoints/demo-vlm'))"
-    shown = subprocess.run([sys.executable, "-P", "-c", where], cwd=elsewhere, env=environment, capture_output=True)
-    assert shown.stdout.decode().count(str(tmp_path / "site")) == 2  # the wheel's own files, not this checkout's
+    files, *_ = tested.stdout.splitlines()
+    assert files.count(str(tmp_path / "site")) == 2  # the wheel's own files, not this checkout's
