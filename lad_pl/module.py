@@ -32,7 +32,6 @@ from lad_pl.run.processes import SIGTERM_EXIT, ProcessWatcher, check_trainer, on
 from lad_pl.run.scoring import Results, calibrate_store, score_methods
 from lad_pl.types import Batch, Calibration
 from lad_pl.vlm import VisionLanguageModel, VLMSpec
-from lad_pl.vlm.layers import LayerChoice
 
 DEFAULT_READOUTS = ("vanilla", "pride", "raw_attention", "purified_attention", "agd", "head_information")
 
@@ -80,8 +79,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # the checkpoint holds a calibration, no weights
         self.vlm_spec = vlm
-        self.prompt = prompt
-        self.layer_choice: LayerChoice = layers
+        self.prompt, self.layer_choice = prompt, layers
         self.readout = readout
         self.readouts = tuple(readouts)
         self.methods = tuple(dict.fromkeys(methods))
@@ -280,7 +278,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             return
         values = {f"{name}/{key}": v for name, of in self.report["readouts"].items() for key, v in of.items()}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*no logger configured.*")  # Trainer.test returns what is logged
+            # Trainer.test returns what is logged, and all processes log the same.
+            warnings.filterwarnings("ignore", ".*(no logger configured|sync_dist=True).*")
             self.log_dict({key: v for key, v in values.items() if isinstance(v, float)}, logger=True)
 
     on_validation_epoch_end = on_predict_epoch_end = on_test_epoch_end

@@ -62,13 +62,6 @@ def test_what_needs_no_model_imports_no_heavy_library(typed: str, tmp_path: Path
     assert not loaded
 
 
-def test_exit_code_and_output_of_the_process(tmp_path: Path) -> None:
-    missing = subprocess.run([sys.executable, "-m", "lad_pl", "test"], capture_output=True, text=True, cwd=tmp_path)
-    assert missing.returncode == 2
-    assert missing.stderr.strip().splitlines()[-1].startswith("lad_pl: There is no calibration")
-    assert "Traceback" not in missing.stderr
-
-
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
