@@ -27,7 +27,10 @@ _MODULES = {
     "VisionLanguageModel": "lad_pl.vlm",
     "debiasing": "lad_pl.generate.logits_processor",
 }
-_SUBMODULES = ("calibrate", "data", "evidence", "metrics", "prompts", "readouts", "vlm")
+_SUBMODULES = (
+    *("calibrate", "data", "errors", "evidence", "generate", "methods", "metrics"),
+    *("module", "prompts", "readouts", "run", "types", "vlm"),
+)
 
 __all__ = [
     "READOUTS",

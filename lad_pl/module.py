@@ -91,9 +91,9 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.vlm: VisionLanguageModel | None = None
         self.layers: tuple[int, ...] = ()
         self.fingerprints: dict[str, str] = {}
-        """Of the weights and the processor."""
+        """Digests of the weights and the processor."""
         self.runners: list[MethodRunner] = []
-        """Of the methods of the stage in progress; DirectAnswer, which the readouts share, first."""
+        """One per method of the stage in progress; DirectAnswer, which the readouts share, first."""
         self.calibration: Calibration | None = None
         self.provenance: dict[str, Any] = {}
         self.report: dict[str, Any] | None = None
@@ -105,8 +105,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self._from_folder = False
         self.processes: ProcessWatcher | None = None
         """Watches the other processes of the run, if there are several."""
-        # DDP refuses a module without a trainable parameter; nothing ever trains this one.
-        self._anchor = nn.Parameter(torch.zeros(()))
+        self._anchor = nn.Parameter(torch.zeros(()))  # never trained: DDP refuses a module without a parameter
 
     def setup(self, stage: str) -> None:
         """Load the model once, and hand the datamodule what each method needs of its dataloader."""
@@ -120,7 +119,9 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             self.layers = self.vlm.layers.choose(self.layer_choice)
             encoder = self.vlm.encoder(self.prompt)
             self.fingerprints = {"weights": self.vlm.fingerprint(), "processor": encoder.fingerprint()}
-        check_top_layers(self.readout.top_layers, len(self.layers))
+        check_top_layers(self.readout.top_layers, len(self.layers), "model.readout.top_layers")
+        if not self.data.orders:
+            raise UserError(f"{type(self.data).__name__}.setup has to call super().setup(stage).")
         kinds: list[type[Method]] = [DirectAnswer]
         if stage in ("test", "validate"):
             kinds += dict.fromkeys(METHODS[name] for name in self.methods)
@@ -204,7 +205,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         if self.processes is not None:
             self.processes.listen()
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Store the evidence of calibration passes; no loss, no gradient."""
         if self.current_epoch > 0:
             raise UserError("Calibration takes one epoch; leave trainer.max_epochs at 1.")
@@ -264,7 +265,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     on_validation_start = on_predict_start = on_test_start
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Store the evidence of one batch of one method."""
         self._run(self.runners[dataloader_idx], batch)
 
@@ -297,8 +298,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         assert self.vlm is not None
         self.vlm.to(self.device)
 
-    def _run(self, runner: MethodRunner, batch: Batch | list[Any]) -> None:
-        if isinstance(batch, Batch):  # an empty list while other processes have a batch
+    def _run(self, runner: MethodRunner, batch: Batch) -> None:
+        if len(batch):  # it is empty while only other processes have a sample
             runner.run(batch, self.trainer.global_rank)
         leaving = self.processes is not None and self.processes.leaving
         if leaving or self.trainer.received_sigterm:  # Lightning itself looks only while it trains

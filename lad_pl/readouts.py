@@ -9,7 +9,8 @@ numbers are those of "Logit-Attention Divergence" (ICML 2026). All arithmetic ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import UserDict
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args, overload
 
@@ -75,7 +76,7 @@ class Readout:
     """What its scores are: log-probabilities up to a constant, a posterior, attention mass, or nats."""
     per_head: bool = True
     """Whether it reads the attention of every head; False: evidence with the mean over heads (H = 1) is enough."""
-    head_weights: HeadInformation | None = None
+    information: HeadInformation | None = None
     """The field of the calibration whose information weights the heads, where the score is :func:`head_score` (scale
     nats) or eq. 13-14 with softmax(tau * head_score) as posterior: ``sweep`` computes these together."""
 
@@ -91,43 +92,49 @@ class Readout:
         return self.function(evidence, calibration, settings)
 
 
-class _Registry(dict[str, Readout]):
+class _Registry(UserDict[str, Readout]):
     def __setitem__(self, name: str, function: Score) -> None:
         """Wrap a plain function as a readout with the safe defaults."""
         super().__setitem__(name, function if isinstance(function, Readout) else Readout(name, function))
 
 
-READOUTS: dict[str, Readout] = _Registry()
+READOUTS: MutableMapping[str, Readout] = _Registry()
 """Every readout by its name."""
 
 
 @overload
-def readout(function: Score) -> Readout: ...
+def readout(function: Score) -> Score: ...
 @overload
 def readout(
     *,
     depends_on: Sequence[Factor] = ...,
     scale: Scale = ...,
     per_head: bool = ...,
-    head_weights: HeadInformation | None = ...,
-) -> Callable[[Score], Readout]: ...
+    information: HeadInformation | None = ...,
+) -> Callable[[Score], Score]: ...
 def readout(
     function: Score | None = None,
     *,
     depends_on: Sequence[Factor] = FACTORS,
     scale: Scale = "log_probability",
     per_head: bool = True,
-    head_weights: HeadInformation | None = None,
-) -> Readout | Callable[[Score], Readout]:
+    information: HeadInformation | None = None,
+) -> Score | Callable[[Score], Score]:
     """Register a function as a readout under its name, as ``@readout`` or with arguments: fields of :class:`Readout`.
 
-    The defaults are safe for any readout, and slow in ``sweep``: it depends on every factor and reads every head.
+    The function itself stays as it is. The defaults are safe for any readout, and slow in ``sweep``: it depends on
+    every factor and reads every head.
+
+    Raises:
+        UserError: the function has no name, or an argument names something unknown.
     """
 
-    def register(function: Score) -> Readout:
-        name = getattr(function, "__name__", "")
-        READOUTS[name] = Readout(name, function, tuple(depends_on), scale, per_head, head_weights)
-        return READOUTS[name]
+    def register(function: Score) -> Score:
+        name = getattr(function, "__name__", None)
+        if name is None:
+            raise UserError(f"{function!r} has no name to register it by; write READOUTS['name'] = it.")
+        READOUTS[name] = Readout(name, function, tuple(depends_on), scale, per_head, information)
+        return function
 
     return register if function is None else register(function)
 
@@ -201,7 +208,7 @@ def agd(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings)
 # ------------------------------------------------------------------- from attention, heads weighted by information
 
 
-@readout(depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", head_weights="head_information")
+@readout(depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", information="head_information")
 def head_information(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Centred log attention, averaged over all heads with weight g^e; g is each head's information in nats."""
     return head_score(
@@ -210,7 +217,7 @@ def head_information(evidence: Evidence, calibration: Calibration, settings: Rea
 
 
 @readout(
-    depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", head_weights="head_information_label_free"
+    depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", information="head_information_label_free"
 )
 def head_information_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """:func:`head_information` with g estimated without the calibration set's labels."""
@@ -224,7 +231,7 @@ def head_information_label_free(evidence: Evidence, calibration: Calibration, se
 
 @readout(
     depends_on=("recipe", "temperature", "layers", "head_exponent", "num_calibration"),
-    head_weights="head_information",
+    information="head_information",
 )
 def agd_head(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Eq. 13-14 with the posterior softmax(tau * head_information score) in place of eq. 12."""
@@ -234,7 +241,7 @@ def agd_head(evidence: Evidence, calibration: Calibration, settings: ReadoutSett
 
 @readout(
     depends_on=("recipe", "temperature", "layers", "head_exponent", "num_calibration"),
-    head_weights="head_information_label_free",
+    information="head_information_label_free",
 )
 def agd_head_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """:func:`agd_head` on the label-free score."""
@@ -325,11 +332,11 @@ def top_layer_masses(layer_attention: Tensor, top_layers: int, *others: Tensor) 
     return tuple(masses.expand_as(layer_attention).gather(1, index) for masses in (layer_attention, *others))
 
 
-def check_top_layers(top_layers: int, num_layers: int) -> None:
-    """Raise a UserError if fewer than K layers are captured."""
+def check_top_layers(top_layers: int, num_layers: int, setting: str = "readout.top_layers") -> None:
+    """Raise a UserError, which names the setting, if fewer than K layers are captured."""
     if top_layers > num_layers:
         raise UserError(
-            f"readout.top_layers is {top_layers}, but only {num_layers} layers are captured; lower it or capture more "
+            f"{setting} is {top_layers}, but only {num_layers} layers are captured; lower it or capture more "
             "(model.layers)."
         )
 

@@ -1,6 +1,8 @@
 """Calibration and readouts against the plain NumPy reference."""
 
+import pickle
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -163,7 +165,7 @@ def test_a_readout_is_called_like_its_function(registry: dict[str, Readout]) -> 
     def mine(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> torch.Tensor:
         return 2 * agd(evidence, calibration, settings)
 
-    assert registry["agd"] is agd
+    assert registry["agd"].function is agd
     expected = 2 * registry["agd"](evidence, calibration, settings)
     assert torch.equal(mine(evidence, calibration, settings), expected)
     assert torch.equal(registry["mine"](evidence, calibration, settings), expected)
@@ -175,10 +177,10 @@ def test_a_bare_readout_has_safe_defaults(registry: dict[str, Readout]) -> None:
     def mine(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> torch.Tensor:
         return evidence.log_probs
 
-    registry["theirs"] = mine.function  # without the decorator
-    for found in (mine, registry["theirs"]):
+    registry["theirs"] = mine  # without the decorator
+    for found in (registry["mine"], registry["theirs"]):
         assert (found.depends_on, found.per_head, found.scale) == (FACTORS, True, "log_probability")
-        assert found.head_weights is None
+        assert found.information is None
 
 
 def test_a_readout_declares_what_it_is(registry: dict[str, Readout]) -> None:
@@ -186,7 +188,8 @@ def test_a_readout_declares_what_it_is(registry: dict[str, Readout]) -> None:
     def mine(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> torch.Tensor:
         return evidence.layer_attention.mean(1)
 
-    assert (mine.depends_on, mine.per_head, mine.scale) == (("layers",), False, "attention_mass")
+    found = registry["mine"]
+    assert (found.depends_on, found.per_head, found.scale) == (("layers",), False, "attention_mass")
     mass = torch.tensor([0.3, 0.1, 0.2])
     torch.testing.assert_close(log_probabilities("mine", mass, ReadoutSettings()).exp(), mass / 0.6)
 
@@ -224,3 +227,19 @@ def test_every_readout_becomes_a_probability_in_its_own_way() -> None:
     torch.testing.assert_close(log_probabilities("agd", mass.log(), settings).exp(), mass / 0.6)
     torch.testing.assert_close(log_probabilities("head_information", mass, settings), (5 * mass).log_softmax(0))
     assert torch.isfinite(log_probabilities("raw_attention", torch.tensor([0.0, 1.0]), settings)).all()
+
+
+def test_readouts_stay_functions() -> None:
+    """They can be sent to a process, and their help is their own."""
+    assert pickle.loads(pickle.dumps(agd)) is agd
+    assert "eq. 13-14" in agd.__doc__
+    assert READOUTS["agd"].function is agd
+
+
+def test_a_function_can_be_put_into_the_registry_in_any_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lad_pl.readouts.READOUTS.data", dict(READOUTS.data))
+    READOUTS.update(mine=lambda evidence, calibration, settings: evidence.log_probs)
+    READOUTS.setdefault("other", READOUTS["mine"].function)
+    assert READOUTS["mine"].per_head and READOUTS["other"].scale == "log_probability"
+    with pytest.raises(UserError, match="has no name to register it by"):
+        readout(partial(agd))

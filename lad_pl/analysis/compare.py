@@ -25,7 +25,7 @@ def compare(
 
     Args:
         runs: one or two run folders.
-        readouts: readouts, or methods with passes of their own; unset, all that there are.
+        readouts: readouts, or methods with forward passes of their own; all of the run if unset.
         shared: compare on the samples that the two runs share, where they do not share all.
         stage: test, or validate.
         out: file for the comparison as well: .md, .csv, .tex or .json.

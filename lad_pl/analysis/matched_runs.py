@@ -46,7 +46,7 @@ class Answers:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Readouts, and methods with passes of their own."""
+        """Readouts, and methods with forward passes of their own."""
         return tuple(self.records[0]["choices"])
 
     def _shaped(self, values: Sequence[object]) -> Tensor:
@@ -58,7 +58,7 @@ def answers_of(run: StoredRun) -> Answers:
     """All answers of a run.
 
     Raises:
-        UserError: the run is not finished, or nobody knows the correct answers.
+        UserError: the run is not finished, or its correct answers are unknown.
     """
     samples = _samples(run)
     if len({len(prompts) for prompts in samples.values()}) > 1:
@@ -102,7 +102,7 @@ def _samples(run: StoredRun) -> dict[Question, dict[Order, Record]]:
     samples: dict[Question, dict[Order, Record]] = {}
     for record in run.records():
         if record["target"] is None:
-            raise UserError(f"{run.path} holds predictions whose correct answers nobody knows; compare runs of test.")
+            raise UserError(f"{run.path} holds predictions without known correct answers; compare runs of test.")
         images = record["images"]
         question = (record["id"], record["caption"], tuple(sorted(images)))
         samples.setdefault(question, {})[tuple(images[index] for index in record["permutation"])] = record

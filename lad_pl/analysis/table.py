@@ -175,7 +175,8 @@ class Table:
             style: Any = {"overflow": "fold"} if text else {"justify": "right", "no_wrap": True}
             part.add_column(Text(self.columns[column]), **style)
         for row in self.rows:
-            part.add_row(*(Text(row[column]) for column in (0, *columns)))  # Text: names are no markup
+            cells = (row[column].replace(MINUS, "-") for column in (0, *columns))  # not every terminal has the sign
+            part.add_row(*map(Text, cells))  # Text: names are no markup
         return part
 
     def _escaped(self, escapes: dict[int, str], before: str, after: str) -> list[list[str]]:

@@ -6,10 +6,10 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from importlib.metadata import version
 
 from lad_pl.cli.commands import LIGHTNING_COMMANDS, OTHER_COMMANDS, run_command
 from lad_pl.errors import UserError
+from lad_pl.provenance import library_versions
 
 COMMANDS = {**LIGHTNING_COMMANDS, **OTHER_COMMANDS}
 
@@ -25,12 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
     command = typed[0] if typed else ""
-    lightning = command in LIGHTNING_COMMANDS or command.startswith("-")  # such as `--config FILE test`
+    # Options may come first, as in `--config FILE test`.
+    lightning = command in LIGHTNING_COMMANDS or (command.startswith("-") and bool({*LIGHTNING_COMMANDS} & {*typed}))
     try:
         if command in ("-h", "--help"):
             print(_overview())
         elif command == "--version":
-            print(f"lad_pl {version('lad_pl')}")
+            print(f"lad_pl {library_versions()['lad_pl']}")
         elif command in OTHER_COMMANDS:
             run_command(command, typed[1:])
         elif lightning:

@@ -7,6 +7,7 @@ LightningCLI's parser lists the Trainer's 40 options first, and the data's optio
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pkgutil import resolve_name
 from typing import Any
 
@@ -114,11 +115,16 @@ class _Formatter(DefaultHelpFormatter):
             super().add_argument(action)
 
     def _get_help_string(self, action: argparse.Action) -> str:
+        text = str(action.help).replace("``", "")
+        text = text[:1].upper() + text[1:]
         if action.required:
-            return f"{action.help} (required)"
+            return f"{text} (required)"
         if action.default in (None, argparse.SUPPRESS):
-            return str(action.help)
-        return f"{action.help} (default: {_as_typed(action.default)})"
+            return text
+        return f"{text} (default: {_as_typed(action.default)})"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         kind = (self._get_type_str(action) or "").removesuffix(" | null")
@@ -132,8 +138,8 @@ def _as_typed(value: Any) -> str:
     """A default as one would type it.
 
     >>> _as_typed(True), _as_typed(("vanilla", "agd"))
-    ('true', '[vanilla,agd]')
+    ('true', '[vanilla, agd]')
     """
     if isinstance(value, bool):
         return str(value).lower()
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)

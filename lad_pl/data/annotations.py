@@ -16,7 +16,7 @@ from lad_pl.types import Sample
 def read_annotations(path: str | Path) -> list[Sample]:
     """Read and check an annotation file.
 
-    ``image_ids`` are image names relative to the image folder; ``index`` is the 0-based place of the correct one
+    ``image_ids`` are image names relative to the image folder; ``index`` is the 0-based index of the correct one
     among them and may be absent where it is unknown (prediction). Other keys are ignored.
 
     Raises:

@@ -38,8 +38,8 @@ class MultiImageData(pl.LightningDataModule):
         allow_calibration_in_test: let calibration samples be test samples too, as the published code does.
         num_permutations: T, the orders in which every test sample is shown: the given one, then random ones.
         permutation_seed: seed of the random orders.
-        batch_size: samples per batch, whose T permutations (N shifts in ``fit``) travel with them; auto takes as many
-            as ``batch_tokens`` hold. A batch that does not fit into memory is halved.
+        batch_size: samples per batch, each with its T permutations (N shifts in ``fit``); auto takes as many as
+            ``batch_tokens`` hold. A batch that does not fit into memory is halved.
         batch_tokens: the most tokens that go through the model together where ``batch_size`` is auto.
         num_workers: processes that decode and encode ahead of the model; 0 does it in the main process.
     """
@@ -158,7 +158,7 @@ class MultiImageData(pl.LightningDataModule):
         return [sample for sample in read_annotations(self.annotations) if _question(sample) in questions]
 
     def check_held_out(self, calibrated: Collection[str]) -> None:
-        """Refuse to test on calibration samples, or to hold back samples that nobody calibrated on.
+        """Refuse to test on calibration samples, or to hold back samples that are not the calibration's.
 
         Args:
             calibrated: :func:`~lad_pl.data.annotations.sample_key` of every calibration sample.
@@ -167,6 +167,7 @@ class MultiImageData(pl.LightningDataModule):
             UserError: a sample of the stage in progress is a calibration sample, and this is not allowed by name; or
                 the samples held back for calibration are not those of the calibration.
         """
+        calibrated = set(calibrated)
         shared = [sample.id for sample in self.samples if sample_key(sample) in calibrated]
         if shared and not self.allow_calibration_in_test:
             raise UserError(

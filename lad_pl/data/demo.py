@@ -21,8 +21,8 @@ class DemoData(MultiImageData):
     Args:
         num_candidates: N, the number of images per sample: 4, 8 or 12.
         difficulty: random (the other images are any scenes) or adversarial (they differ little from the correct one).
-        batch_size: samples per batch, whose T permutations (N shifts in ``fit``) travel with them; auto takes as many
-            as ``batch_tokens`` hold. A batch that does not fit into memory is halved.
+        batch_size: samples per batch, each with its T permutations (N shifts in ``fit``); auto takes as many as
+            ``batch_tokens`` hold. A batch that does not fit into memory is halved.
         options: further arguments of :class:`MultiImageData`.
     """
 

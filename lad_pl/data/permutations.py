@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, check_at_least
 
 Permutation = tuple[int, ...]
 
@@ -34,8 +34,7 @@ def random_permutations(num_candidates: int, count: int, seed: int = 42) -> tupl
     Raises:
         UserError: ``count`` is less than 1 or exceeds N!.
     """
-    if count < 1:
-        raise UserError(f"num_permutations is {count}; it must be at least 1.")
+    check_at_least(1, num_permutations=count)
     if count > math.factorial(num_candidates):
         raise UserError(
             f"num_permutations is {count}, but {num_candidates} images have only {math.factorial(num_candidates)} "

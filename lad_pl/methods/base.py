@@ -39,13 +39,13 @@ class MethodSettings:
     chains: int = 10
     """How many chains of thought self_consistency samples."""
     chain_tokens: int = 512
-    """Longest of them, in tokens."""
+    """Longest sampled chain of thought, in tokens."""
     chain_temperature: float = 0.7
-    """Their sampling temperature."""
+    """Sampling temperature of the chains."""
     chain_top_k: int | None = 40
-    """Each of their tokens is drawn from this many most probable ones; null draws from all."""
+    """Tokens of the chains are drawn from this many most probable ones; null draws from all."""
     seed: int = 42
-    """Of what is drawn: the random orders, and the words of sampled chains."""
+    """Seed of the random orders and of the sampled chains."""
 
     def __post_init__(self) -> None:
         for name in ("averaged_orders", "sofa_every", "thought_tokens", "chains", "chain_tokens"):
@@ -86,7 +86,7 @@ class Method:
     settings: MethodSettings
 
     name: ClassVar[str]
-    """Of the files that hold its evidence."""
+    """Part of the name of its evidence file."""
     names: ClassVar[tuple[str, ...]] = ()
     """Its rows in the table of results, as ``model.methods`` names them; ``(name,)`` where a class has none."""
 

@@ -99,6 +99,7 @@ class MethodRunner:
         for part in self._samples.map(self.vlm.with_features, batch, count=len(batch.vision)):
             width = part.tokens["input_ids"].shape[1]
             yield from self._prompts.map(self._forward, part, count=len(part), size=width)
+            del part  # its features, before the vision tower runs on the next part
 
     def _forward(self, batch: Batch) -> MethodOutput:
         with count_forwards(self.vlm) as forwards:

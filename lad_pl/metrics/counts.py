@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 UNREADABLE = -1
-"""The choice of a prompt whose answer in words names no candidate."""
+"""The choice of a prompt whose generated text names no candidate."""
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class OomSplitter:
                     raise
             else:
                 yield result
+                del result, part  # before the next part needs the memory
                 start = stop
                 continue
             self._halve(stop - start, size)  # outside the handler, whose traceback holds the tensors

@@ -26,6 +26,6 @@ def own_readouts() -> Iterator[tuple[str, ...]]:
     def mean_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> torch.Tensor:
         return evidence.layer_attention.mean(1)
 
-    yield half_half.name, mean_attention.name
+    yield half_half.__name__, mean_attention.__name__
     READOUTS.clear()
     READOUTS.update(before)

@@ -137,7 +137,7 @@ def test_runs_that_cannot_be_compared(run_a: Path, changed, tmp_path: Path) -> N
         compare([run_a, changed(lambda records: [{**record, "id": "x" + record["id"]} for record in records])])
     with pytest.raises(UserError, match=r"Sample test-0: .* do not agree which image is correct"):
         compare([run_a, changed(lambda records: [{**records[0], "target": 3 - records[0]["target"]}, *records[1:]])])
-    with pytest.raises(UserError, match="correct answers nobody knows"):
+    with pytest.raises(UserError, match="without known correct answers"):
         compare([run_a, changed(lambda records: [{**record, "target": None} for record in records])])
     with pytest.raises(UserError, match="holds no predictions"):
         compare([run_a, changed(lambda records: [])])

@@ -34,5 +34,5 @@ def test_a_command_is_light(module: str) -> None:
 
 
 def test_stored_evidence_needs_no_models_libraries() -> None:
-    modules = "lad_pl.analysis.sweep.replay, lad_pl.analysis.comparison, lad_pl.readouts, lad_pl.calibrate"
+    modules = "lad_pl.analysis.sweep.evaluate_grid, lad_pl.analysis.comparison, lad_pl.readouts, lad_pl.calibrate"
     assert imported(modules, LIBRARIES) == ""

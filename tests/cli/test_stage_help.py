@@ -53,8 +53,8 @@ def test_every_option_of_model_and_data_is_described(command: str) -> None:
     for name in (*parameters(AttentionGuidedDebiasing, "--model."), *parameters(MultiImageData, "--data.")):
         assert len(options[name].partition(" (default:")[0]) > 10, name
     assert all(options.values())
-    assert options["--model.layers"].startswith("decoder layers whose attention is captured")
-    assert "how many of the captured layers" in options["--model.readout.top_layers"]
+    assert options["--model.layers"].startswith("Decoder layers whose attention is captured")
+    assert "K: how many of the captured layers" in options["--model.readout.top_layers"]
 
 
 @pytest.mark.parametrize("command", LIGHTNING_COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny_vlm import write_noise_images
 
 from lad_pl import VisionLanguageModel
 from lad_pl.cli import main
+from lad_pl.vlm.oom_split import OomSplitter
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +126,26 @@ def test_other_errors_are_not_taken_for_out_of_memory(options, tmp_path, monkeyp
     monkeypatch.setattr(VisionLanguageModel, "_read", read)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         main(["fit", *options, f"--trainer.default_root_dir={tmp_path}"])
+
+
+def test_a_part_s_result_is_freed_before_the_next_part() -> None:
+    """Otherwise the features of one part would take the memory that the next one needs."""
+    alive: list[weakref.ref] = []
+
+    def features(part: list[int]) -> torch.Tensor:
+        assert all(result() is None for result in alive)
+        if len(part) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        made = torch.zeros(len(part))
+        alive.append(weakref.ref(made))
+        return made
+
+    def consume() -> None:
+        for result in splitter.map(features, [1, 2, 3], count=3):
+            assert len(result) == 1
+            del result
+
+    splitter = OomSplitter(lambda batch, start, stop: batch[start:stop], "{} images", "one image fits")
+    with pytest.warns(UserWarning, match="Out of memory with 3 images at a time; going on with 2"):
+        consume()
+    assert len(alive) == 3

@@ -25,7 +25,7 @@ _PROBABILITIES = ("log_probability", "posterior")
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """What is shown of one run. Methods are readouts and methods with passes of their own."""
+    """What is shown of one run. Methods are readouts and methods with forward passes of their own."""
 
     run: StoredRun
     prompts: EvidenceRecords

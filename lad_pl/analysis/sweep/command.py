@@ -50,7 +50,7 @@ def sweep(
         UserError: a file of the run is missing or damaged, or an option needs more than is stored.
     """
     from lad_pl.analysis.stored_run import StoredRun
-    from lad_pl.analysis.sweep.replay import replay, write_results
+    from lad_pl.analysis.sweep.evaluate_grid import evaluate_grid, write_results
 
     options = {
         "recipe": recipe,
@@ -61,7 +61,7 @@ def sweep(
         "num_calibration": num_calibration,
     }
     stored_run = StoredRun(Path(run), stage)
-    replayed = replay(stored_run, options, [readouts] if isinstance(readouts, str) else readouts, draws, seed)
+    evaluated = evaluate_grid(stored_run, options, [readouts] if isinstance(readouts, str) else readouts, draws, seed)
     folder = stored_run.path / ("sweep" if stage == "test" else "validation_sweep") if out is None else Path(out)
-    write_results(folder, replayed, plots)
-    return replayed.results
+    write_results(folder, evaluated, plots)
+    return evaluated.results

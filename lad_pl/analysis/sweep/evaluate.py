@@ -62,7 +62,7 @@ class Evaluation:
         self._by_weighting: dict[Weighting, list[int]] = {}
         self._called: list[int] = []
         for number, setting in enumerate(settings):
-            information = READOUTS[setting.readout].head_weights
+            information = READOUTS[setting.readout].information
             if information is None:
                 self._called.append(number)
             else:

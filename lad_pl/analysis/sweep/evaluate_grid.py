@@ -1,4 +1,4 @@
-"""Replays the stored evidence of a run under a grid of settings, and writes the results."""
+"""Evaluates a grid of settings on the stored evidence of a run, and writes the results."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from lad_pl.readouts import READOUTS
 
 
 @dataclass(frozen=True)
-class Replay:
-    """A grid of settings and what came of each."""
+class EvaluatedGrid:
+    """A grid of settings and the metrics of each."""
 
     run: SweptRun
     grid: SettingsGrid
@@ -35,7 +35,9 @@ class Replay:
     results: list[Result]
 
 
-def replay(run: StoredRun, options: Mapping[str, Any], readouts: Sequence[str] | None, draws: int, seed: int) -> Replay:
+def evaluate_grid(
+    run: StoredRun, options: Mapping[str, Any], readouts: Sequence[str] | None, draws: int, seed: int
+) -> EvaluatedGrid:
     """Compute the metrics of every setting from what a run has stored.
 
     Args:
@@ -57,7 +59,7 @@ def replay(run: StoredRun, options: Mapping[str, Any], readouts: Sequence[str] |
         results = _results(grid, run, stored, prompts, calibrations)
     num_samples = len(prompts) // prompts.num_permutations
     swept = SweptRun(run.name, run.stage, prompts.num_candidates, num_samples, prompts.num_permutations, stored.layers)
-    return Replay(swept, grid, calibrations, results)
+    return EvaluatedGrid(swept, grid, calibrations, results)
 
 
 def _read(run: StoredRun) -> tuple[EvidenceRecords, Calibrations, Stored]:
@@ -96,15 +98,15 @@ def _results(
     return [Result(*pair) for pair in zip(grid.settings, scores, strict=True)]
 
 
-def write_results(folder: Path, replayed: Replay, plots: bool = True) -> None:
+def write_results(folder: Path, evaluated: EvaluatedGrid, plots: bool = True) -> None:
     """Write sweep.csv, sweep.md and the plots into a folder, and print the tables."""
     from lad_pl.analysis.sweep.plots import write_plots  # matplotlib: not before it is needed
 
-    run, grid, results = replayed.run, replayed.grid, replayed.results
+    run, grid, results = evaluated.run, evaluated.grid, evaluated.results
     summaries = summarise(results)
     tables = make_tables(grid, summaries, run)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "sweep.csv", results, replayed.calibrations.names)
+    write_csv(folder / "sweep.csv", results, evaluated.calibrations.names)
     names = write_plots(folder, grid, summaries if plots else [], run)
     with atomic_write(folder / "sweep.md") as partial:
         partial.write_text(markdown(tables, run, names), encoding="utf-8")
