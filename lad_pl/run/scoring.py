@@ -13,7 +13,7 @@ from torch import Tensor
 from lad_pl.calibrate import calibrate, log_mean_probability
 from lad_pl.evidence.store import read_prompts, stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
-from lad_pl.metrics.counts import METRICS, UNREADABLE, count, finite
+from lad_pl.metrics.counts import METRICS, UNREADABLE, Counts, count, finite
 from lad_pl.readouts import READOUTS, ReadoutSettings
 from lad_pl.types import Calibration, Sample
 
@@ -165,13 +165,22 @@ def metrics_of(choices: Mapping[str, Tensor], prompts: EvidenceRecords) -> dict[
         choices: positions (P,) by readout, -1 where none could be read.
         prompts: the same P prompts, the T permutations of a sample one after the other.
     """
-    shape = (-1, prompts.num_permutations)
-    targets = prompts.targets.view(shape)
-    permutations = prompts.permutations.view(*shape, prompts.num_candidates)
-    counts = {name: count(chosen.view(shape), targets, permutations) for name, chosen in choices.items()}
+    counts = {name: count_choices(chosen, prompts) for name, chosen in choices.items()}
     return {
         name: {key: finite(metric(found).tolist()) for key, metric in METRICS.items()} for name, found in counts.items()
     }
+
+
+def count_choices(choices: Tensor, prompts: EvidenceRecords) -> Counts:
+    """Count chosen positions (..., P) by sample and permutation.
+
+    Args:
+        choices: positions, -1 where none could be read; leading axes are the settings that are compared.
+        prompts: the same P prompts, the T permutations of a sample one after the other.
+    """
+    shape = (len(prompts) // prompts.num_permutations, prompts.num_permutations)
+    permutations = prompts.permutations.view(*shape, prompts.num_candidates)
+    return count(choices.view(*choices.shape[:-1], *shape), prompts.targets.view(shape), permutations)
 
 
 def _readable(choice: int) -> int | None:

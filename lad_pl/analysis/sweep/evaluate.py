@@ -18,8 +18,9 @@ from lad_pl.analysis.sweep.calibration_subsets import Calibrations, CalibrationS
 from lad_pl.analysis.sweep.settings_grid import Setting
 from lad_pl.calibrate import log_mean_probability
 from lad_pl.evidence.table import EvidenceRecords
-from lad_pl.metrics import METRICS, count, finite
+from lad_pl.metrics import METRICS, finite
 from lad_pl.readouts import EPS, READOUTS, HeadInformation, ReadoutSettings, corrected, head_weights
+from lad_pl.run.scoring import count_choices
 from lad_pl.types import Evidence
 
 SCORED = ("accuracy", "accuracy_std", "rstd", "consistency", "circular_accuracy")
@@ -155,11 +156,9 @@ def score(choices: Tensor, prompts: EvidenceRecords) -> list[Scores]:
         choices: (S, P) positions.
         prompts: the P prompts, the T permutations of a sample one after the other.
     """
-    shape = (-1, prompts.num_permutations)
-    targets, permutations = prompts.targets.view(shape), prompts.permutations.view(*shape, prompts.num_candidates)
     scores: list[Scores] = []
     for part in choices.split(_SETTINGS_AT_A_TIME):
-        counts = count(part.long().view(len(part), *targets.shape), targets, permutations)
+        counts = count_choices(part.long(), prompts)
         columns = [finite(METRICS[name](counts).tolist()) for name in SCORED]
         scores += [dict(zip(SCORED, values, strict=True)) for values in zip(*columns, strict=True)]
     return scores
