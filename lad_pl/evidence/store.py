@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lad_pl.errors import UserError, first_line
-from lad_pl.evidence.table import FORMAT, HEADER, HEADS, EvidenceRecords, from_table, to_record_batch
+from lad_pl.evidence.table import (
+    FORMATS,
+    HEADER,
+    HEADS,
+    EvidenceRecords,
+    column_digests,
+    damage,
+    from_table,
+    record_digest,
+    to_record_batch,
+)
 from lad_pl.files import atomic_write
 from lad_pl.provenance import first_difference, short_digest
 
 _ROWS_PER_GROUP = 4096
+_DIGEST = b"digest"
+"""Key of a record batch's digest, in its own metadata."""
+_DIGESTS = b"lad_pl_digests"
+"""Key of the digests of the settings and of every column, in the metadata of the finished file."""
 
 
 class EvidenceStore:
@@ -66,7 +81,7 @@ class EvidenceStore:
     def done(self, num_permutations: int) -> set[int]:
         """Indices of the samples all of whose T permutations are stored under these settings."""
         if self._is_finished():
-            return set(pq.read_table(self.path, columns=["group"])["group"].to_pylist())
+            return {sample for table in _row_groups(self.path, ["group"]) for sample in table["group"].to_pylist()}
         counts: dict[int, set[int]] = {}
         for batch in self._stored():
             for sample, permutation in zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True):
@@ -100,16 +115,22 @@ class EvidenceStore:
     # ------------------------------------------------------------------------------------------------------- writing
 
     def append(self, records: EvidenceRecords, rank: int = 0) -> None:
-        """Write records; they survive whatever happens to the process from here on."""
+        """Write records; they survive whatever happens to the process from here on.
+
+        Raises:
+            UserError: their values are impossible, as of a model whose attention is not a softmax.
+        """
         if not len(records):
             return
+        if found := damage(records):
+            raise UserError(f"The model's output cannot be used: {found}.")
         table = to_record_batch(records, self.settings)
         if self._writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"rank{rank}-{time.time_ns()}-{os.getpid()}.arrows"  # no other process writes to the same file
             self._file = (self.folder / name).open("xb", buffering=0)
             self._writer = pa.ipc.new_stream(self._file, table.schema)
-        self._writer.write_batch(table)
+        self._writer.write_batch(table, custom_metadata={_DIGEST: record_digest(table)})
 
     def close(self) -> None:
         """Close this process's part."""
@@ -150,9 +171,18 @@ class EvidenceStore:
         starts = np.cumsum([0, *(len(batch) for batch in batches)])
         rows = [int(starts[number]) + row for number, row in order]
         table = pa.Table.from_batches(batches)
-        with atomic_write(self.path) as partial, pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
+        digests: dict[str, list[str]] = {name: [] for name in table.column_names}
+        with (
+            atomic_write(self.path) as partial,
+            pq.ParquetWriter(partial, table.schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
             for first in range(0, len(rows), _ROWS_PER_GROUP):
-                writer.write_table(table.take(rows[first : first + _ROWS_PER_GROUP]))
+                group = table.take(rows[first : first + _ROWS_PER_GROUP])
+                writer.write_table(group)
+                for name, digest in column_digests(group).items():
+                    digests[name].append(digest)
+            checked = {"header": _header_digest(table.schema), "columns": digests}
+            writer.add_key_value_metadata({_DIGESTS: json.dumps(checked).encode()})
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -186,27 +216,84 @@ def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[EvidenceRec
     Raises:
         UserError: as :func:`read_prompts`.
     """
-    file = _open(path)
-    columns = [name for name in file.schema_arrow.names if heads or not name.endswith(HEADS)]
+    names = _open(path).schema_arrow.names
     rest: pa.Table | None = None
+    groups = _row_groups(path, [name for name in names if heads or not name.endswith(HEADS)])
+    for following in chain(groups, [None]):
+        if following is None:
+            table, whole = rest, 0 if rest is None else len(rest)
+        else:
+            table = following if rest is None else pa.concat_tables([rest, following])
+            whole = _start_of_last_sample(table)
+        if table is not None and whole:
+            yield _checked(table.slice(0, whole), path)
+        rest = None if table is None else table.slice(whole)
+
+
+def _row_groups(path: str | Path, columns: list[str]) -> Iterator[pa.Table]:
+    """These columns of a finished store, one row group after the other, each checked by its digests.
+
+    Raises:
+        UserError: the file is missing, damaged, or no evidence of this toolkit.
+    """
+    file = _open(path)
     try:
+        digests = _digests(file)
         for number in range(file.num_row_groups):
             table = file.read_row_group(number, columns=columns)
-            table = table if rest is None else pa.concat_tables([rest, table])
-            last = number == file.num_row_groups - 1
-            whole = len(table) if last else _start_of_last_sample(table)
-            rest = table.slice(whole)
-            if whole:
-                yield from_table(table.slice(0, whole))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({first_line(error)}); remove it and run the same command again."
-        ) from error
+            if digests and any(digests[name][number] != digest for name, digest in column_digests(table).items()):
+                raise ValueError("a checksum does not fit")
+            yield table
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, first_line(error)) from error
+
+
+def _digests(file: pq.ParquetFile) -> dict[str, list[str]] | None:
+    """The digests of each column's row groups, those of the settings being checked; None in a file of format 1.
+
+    Raises:
+        ValueError, LookupError, TypeError: there are none, or not those of this file.
+    """
+    schema = file.schema_arrow
+    stored = (file.metadata.metadata or {}).get(_DIGESTS)
+    if stored is None and _header(schema)["format"] == 1:
+        return None
+    found = json.loads(stored or "null")
+    columns = found["columns"]
+    if found["header"] != _header_digest(schema) or [*columns] != schema.names:
+        raise ValueError("the checksum of its settings does not fit")
+    if any(len(digests) != file.num_row_groups for digests in columns.values()):
+        raise ValueError("parts of it are missing")
+    return columns
+
+
+def _header_digest(schema: pa.Schema) -> str:
+    return short_digest((schema.metadata or {}).get(HEADER, b"").decode(), 32)
+
+
+def _checked(table: pa.Table, path: str | Path) -> EvidenceRecords:
+    """The prompts of a table, if their values are possible ones.
+
+    Raises:
+        UserError: they are not, or the table is not as this toolkit writes it.
+    """
+    try:
+        records = from_table(table)
+        found = damage(records)
+    except (pa.ArrowException, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _damaged(path, first_line(error)) from error
+    if found:
+        raise _damaged(path, found)
+    return records
+
+
+def _damaged(path: str | Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}); remove it and run the same command again.")
 
 
 def _start_of_last_sample(table: pa.Table) -> int:
     samples = table["group"].to_numpy()
-    return int(np.searchsorted(samples, samples[-1]))
+    return int(np.searchsorted(samples, samples[-1])) if len(samples) else 0
 
 
 def _open(path: str | Path) -> pq.ParquetFile:
@@ -214,22 +301,28 @@ def _open(path: str | Path) -> pq.ParquetFile:
     if not path.is_file():
         raise UserError(f"There is no evidence at {path}; run test (or fit, validate, predict) with that run folder.")
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        schema = file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({first_line(error)}); is it truncated?") from error
-    _settings(file.schema_arrow, path)
+    _settings(schema, path)
     return file
 
 
 def _settings(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
     try:
-        header = json.loads((schema.metadata or {})[HEADER])
+        header = _header(schema)
         kind, settings = header["format"], header["settings"]
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no evidence of this toolkit.") from error
-    if kind != FORMAT:
-        raise UserError(f"{path} was written by another version of lad_pl (format {kind}, this one reads {FORMAT}).")
+        raise UserError(f"{path} is no evidence of this toolkit, or damaged.") from error
+    if kind not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise UserError(f"{path} was written by another version of lad_pl (format {kind}, this one reads {known}).")
     return settings
+
+
+def _header(schema: pa.Schema) -> dict[str, Any]:
+    return json.loads((schema.metadata or {})[HEADER])
 
 
 def _stream_schema(part: Path) -> pa.Schema | None:
@@ -242,12 +335,26 @@ def _stream_schema(part: Path) -> pa.Schema | None:
 
 
 def _intact_batches(part: Path) -> Iterator[pa.RecordBatch]:
-    """The records of a part, up to a torn end."""
+    """The records of a part, up to a torn end and without damaged ones, which are computed again."""
     try:
         with pa.memory_map(str(part)) as file, pa.ipc.open_stream(file) as reader:
             while True:
-                batch = reader.read_next_batch()
-                batch.validate(full=True)
-                yield batch
-    except (StopIteration, pa.ArrowException, OSError, EOFError):
+                batch, own = reader.read_next_batch_with_custom_metadata()
+                if _is_intact(batch, own):
+                    yield batch
+    except (StopIteration, pa.ArrowException, OSError, EOFError, ValueError):
         return
+
+
+def _is_intact(batch: pa.RecordBatch, own: Mapping[bytes, bytes] | None) -> bool:
+    """Whether a record is as it was written."""
+    try:
+        batch.validate(full=True)
+        written = (own or {}).get(_DIGEST)
+        if written is None and _header(batch.schema)["format"] != 1:
+            return False
+        if written is not None and written != record_digest(batch):
+            return False
+        return damage(from_table(pa.Table.from_batches([batch]))) is None
+    except (pa.ArrowException, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
+        return False

@@ -21,6 +21,7 @@ lies above the mass of many heads on an image.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -28,16 +29,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from lad_pl.types import Batch, Evidence
 
-FORMAT = 1
+FORMAT = 2
+"""Since format 2 every record batch and every column carries a digest; format 1 is read as well."""
+FORMATS = (1, FORMAT)
 HEADER = b"lad_pl"
 """Key of the schema's metadata that holds the settings of the evidence."""
 HEADS = "head_attention_sqrt"
 _FREE = "free_"
+_TOLERANCE = 1e-3
+"""How far rounding may take a sum of probabilities, or of attention mass, from what it should be."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,69 @@ def as_stored(evidence: Evidence) -> Evidence:
         evidence.attention.detach().cpu().double().sqrt().half().double().square(),
         evidence.layer_attention.detach().cpu().float().double(),
     )
+
+
+def damage(records: EvidenceRecords) -> str | None:
+    """Why prompts cannot have been stored like this, in a few words; None if their values are possible.
+
+    Log-probabilities are finite and their probabilities sum to 1; attention masses lie between 0 and 1, and each
+    layer's is the mean of its heads'.
+    """
+    n = records.num_candidates
+    wrong = [
+        ("order of images", (records.permutations.sort(1).values != torch.arange(n)).any(1)),
+        ("position of the correct image", (records.targets < -1) | (records.targets >= n)),
+        ("index", (records.sample_index < 0) | (records.permutation_index < 0)),
+        ("cost", ~(records.seconds >= 0) | records.seconds.isinf() | (records.forwards < 0)),
+    ]
+    for evidence in filter(None, (records.evidence, records.content_free)):
+        if evidence.log_probs.shape[1]:
+            wrong += _impossible(evidence)
+    for what, rows in wrong:
+        if rows.any():
+            return f"the {what} of sample {records.ids[int(rows.nonzero()[0])]} is impossible"
+    return None
+
+
+def _impossible(evidence: Evidence) -> list[tuple[str, Tensor]]:
+    """By kind of value: which of P prompts (P,) have impossible ones."""
+    sums = evidence.log_probs.exp().sum(1)
+    masses = (evidence.attention, evidence.layer_attention)
+    within = [((mass >= 0) & (mass <= 1 + _TOLERANCE)).flatten(1).all(1) for mass in masses]
+    apart = (evidence.attention.mean(2) - evidence.layer_attention).abs()
+    return [
+        ("log-probabilities", ~(evidence.log_probs.isfinite().all(1) & ((sums - 1).abs() <= _TOLERANCE))),
+        ("attention mass", ~(within[0] & within[1])),
+        # Rounding to half precision changes a mass by at most one part in a thousand.
+        ("mean attention mass", ~(apart <= 2e-3 * evidence.layer_attention + 1e-6).flatten(1).all(1)),
+    ]
+
+
+def column_digests(table: pa.Table | pa.RecordBatch) -> dict[str, str]:
+    """A digest of each column's values, the same in memory, in a part and in the finished file."""
+    return {name: _column_digest(table[name]) for name in table.schema.names}
+
+
+def record_digest(batch: pa.RecordBatch) -> bytes:
+    """A digest of a record batch: its values, their names, and the settings in its schema."""
+    digest = hashlib.sha256((batch.schema.metadata or {}).get(HEADER, b""))
+    digest.update(json.dumps(column_digests(batch)).encode())
+    return digest.hexdigest().encode()
+
+
+def _column_digest(column: pa.Array | pa.ChunkedArray) -> str:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    width = array.type.list_size if pa.types.is_fixed_size_list(array.type) else 0
+    values = array.flatten() if width else array
+    digest = hashlib.sha256()
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        digest.update(
+            f"{len(array)} {width} {values.type} {values.is_null().to_pylist() if values.null_count else ''}".encode()
+        )
+        digest.update(np.ascontiguousarray(pc.fill_null(values, 0).to_numpy(zero_copy_only=False)).tobytes())
+    else:
+        digest.update(json.dumps(values.to_pylist()).encode())
+    return digest.hexdigest()[:32]
 
 
 def no_evidence(num_prompts: int) -> Evidence:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from lad_pl import UserError
 from lad_pl.evidence.store import EvidenceStore, read_prompts, read_settings, stream_prompts
-from lad_pl.evidence.table import EvidenceRecords, as_stored, no_evidence
+from lad_pl.evidence.table import HEADER, EvidenceRecords, as_stored, no_evidence, to_record_batch
 from lad_pl.types import Evidence
 
 SAMPLES, T, N, LAYERS, HEADS = 7, 3, 4, 2, 5
@@ -22,7 +27,7 @@ def evidence(prompts: int, seed: int) -> Evidence:
     generator = torch.Generator().manual_seed(seed)
     log_probs = torch.randn(prompts, N, generator=generator).log_softmax(-1)
     decades = torch.rand(prompts, LAYERS, HEADS, N, generator=generator) * 8
-    return as_stored(Evidence.from_heads(log_probs, 10**-decades))
+    return as_stored(Evidence.from_heads(log_probs, 10**-decades / N))
 
 
 def sample(group: int, generated: bool = False) -> EvidenceRecords:
@@ -192,6 +197,113 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(UserError, match="is no evidence of this toolkit"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("generated", [False, True])
+def test_a_flipped_byte_never_changes_what_is_read(tmp_path: Path, generated: bool) -> None:
+    path = tmp_path / "evidence.parquet"
+    stored(path, [*range(SAMPLES)], generated).finish(SAMPLES, T)
+    whole, settings = read_prompts(path), read_settings(path)
+    refused = 0
+    for _ in flips(path, path.read_bytes(), 100):
+        try:
+            found, its_settings = read_prompts(path), read_settings(path)
+        except UserError:
+            refused += 1
+        else:
+            assert its_settings == settings
+            assert_equal(found, whole)
+    assert refused > 50  # else this would have tested nothing
+
+
+@pytest.mark.parametrize("generated", [False, True])
+def test_a_damaged_record_of_a_part_is_computed_again(tmp_path: Path, generated: bool) -> None:
+    path = tmp_path / "evidence.parquet"
+    store = stored(path, [*range(3)], generated)
+    (part,) = store.folder.iterdir()
+    content, recomputed = part.read_bytes(), 0
+    for _ in flips(part, content, 100):
+        again = EvidenceStore(path, SETTINGS)
+        lost = {*range(3)} - again.done(T)
+        recomputed += len(lost)
+        for group in lost:
+            again.append(sample(group, generated))
+        again.close()
+        again.finish(3, T)
+        found = read_prompts(path)
+        for group in range(3):
+            assert_equal(found[torch.arange(group * T, group * T + T)], sample(group, generated))
+        path.unlink()
+        store.folder.mkdir()
+    assert recomputed > 50
+
+
+def flips(path: Path, content: bytes, count: int) -> Iterator[None]:
+    """The file with one byte changed, ``count`` times."""
+    generator = random.Random(0)
+    for _ in range(count):
+        flipped = bytearray(content)
+        flipped[generator.randrange(len(content))] ^= generator.randrange(1, 256)
+        path.write_bytes(flipped)
+        yield
+
+
+def log_probs(evidence: Evidence) -> None:
+    evidence.log_probs[1] += 0.01
+
+
+def not_finite(evidence: Evidence) -> None:
+    evidence.log_probs[1, 1] = -torch.inf
+    evidence.log_probs[1, 2] = torch.nan
+
+
+def negative_mass(evidence: Evidence) -> None:
+    evidence.layer_attention[1, 0, 1] = -1e-6
+
+
+def too_much_mass(evidence: Evidence) -> None:
+    evidence.layer_attention[1, 0] += 0.5
+
+
+def other_mean(evidence: Evidence) -> None:
+    evidence.layer_attention[1, 0, 1] += 1e-5 + 0.01 * evidence.layer_attention[1, 0, 1]
+
+
+@pytest.mark.parametrize("damage", [log_probs, not_finite, negative_mass, too_much_mass, other_mean])
+@pytest.mark.parametrize("content_free", [False, True])
+def test_impossible_values_are_refused_without_any_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Evidence], None], content_free: bool
+) -> None:
+    """As in a damaged file of format 1, which has none."""
+    records = [sample(group) for group in range(SAMPLES)]
+    evidence = records[1].content_free if content_free else records[1].evidence
+    damage(evidence)
+    with pytest.raises(UserError, match=r"cannot be used: the .* of sample sample 1 is impossible"):
+        EvidenceStore(tmp_path / "evidence.parquet", SETTINGS).append(records[1])
+    path = old_format(tmp_path / "evidence.parquet", EvidenceRecords.concat(records))
+    with pytest.raises(UserError, match=r"evidence.parquet is damaged \(the .* of sample sample 1 is impossible\)"):
+        read_prompts(path)
+
+
+def test_impossible_indices_are_refused(tmp_path: Path) -> None:
+    for change in (
+        {"targets": torch.full((T,), N)},
+        {"permutations": torch.zeros(T, N, dtype=torch.long)},
+        {"seconds": torch.full((T,), torch.nan).double()},
+        {"forwards": torch.full((T,), -1)},
+    ):
+        path = old_format(tmp_path / "evidence.parquet", replace(sample(1), **change))
+        with pytest.raises(UserError, match="is damaged"):
+            read_prompts(path)
+
+
+def old_format(path: Path, records: EvidenceRecords) -> Path:
+    """A finished store as format 1 was: without digests."""
+    batch = to_record_batch(records, SETTINGS)
+    header = json.loads(batch.schema.metadata[HEADER]) | {"format": 1}
+    table = pa.Table.from_batches([batch]).replace_schema_metadata({HEADER: json.dumps(header)})
+    pq.write_table(table, path)
+    return path
 
 
 def _restored(path: Path, content: bytes) -> Path:

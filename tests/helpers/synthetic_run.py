@@ -130,7 +130,7 @@ def synthetic_prompts(
     noise = 0.5 * _normal(moving, len(order), layers, heads, n)
     rows = torch.arange(len(order))
     return EvidenceRecords(
-        evidence=as_stored(Evidence.from_heads(logits.log_softmax(-1), 0.3 / n * (marks + noise - 2).exp())),
+        evidence=as_stored(Evidence.from_heads(logits.log_softmax(-1), 0.004 / n * (marks + noise - 2).exp())),
         targets=is_correct.argmax(1),
         permutations=order,
         sample_index=sample_index,
