@@ -8,6 +8,7 @@ sums over the image spans (eq. 6): B x L x H x N numbers, never a map.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -35,7 +36,7 @@ class AttentionMass:
         self._by_layer: dict[int, Tensor] = {}
         self._unseen: dict[int, Tensor] = {}
 
-    def add(self, layer: int, weights: Tensor | None, mask: Tensor | None) -> None:
+    def add(self, layer: int, weights: Tensor | None, mask: Tensor | None, window: int | None = None) -> None:
         """Keep one layer's sums.
 
         Args:
@@ -43,6 +44,7 @@ class AttentionMass:
             weights: (B, H, Q, K) attention weights of the last Q >= 1 queries on the last K <= S tokens, or None if
                 the backend gave nothing.
             mask: the layer's attention mask, if any.
+            window: how many of the latest keys the layer sees, where the mask does not say it.
         """
         if weights is None:
             return
@@ -50,7 +52,7 @@ class AttentionMass:
         spans = self._spans.to(row.device)  # a model spread over devices
         dropped = (max(0, spans.shape[1] - row.shape[-1]), 0)  # tokens before a sliding window are not in its cache
         self._by_layer[layer] = torch.einsum("bhs,bsn->bhn", pad(row, dropped), spans)
-        hidden = pad(_hidden(weights, mask), dropped, value=True)
+        hidden = pad(_hidden(weights.shape[-1], mask, window, row.device), dropped, value=True)
         self._unseen[layer] = (hidden[:, :, None] & spans.bool()).any(1)
 
     def stacked(self) -> Tensor:
@@ -102,39 +104,55 @@ def capture(
     mass = AttentionMass(layers, spans)
     watched = {module: layer for layer in layers if (module := attention_modules[layer]) is not None}
 
+    windows: dict[nn.Module, int | None] = {}
+
     def keep(module: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> None:
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        mass.add(watched[module], weights, options.get("attention_mask"))
+        mask = _argument(module, "attention_mask", inputs, options)
+        mass.add(watched[module], weights, mask, windows.get(module))
 
     with ExitStack() as stack:
         for module in watched:
             stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         if backend != "eager":
-            stack.enter_context(_last_rows(backend, set(watched)))
+            stack.enter_context(_last_rows(backend, set(watched), windows))
         yield mass
 
 
-def _hidden(weights: Tensor, mask: Tensor | None) -> Tensor:
-    """(B or 1, K): which keys the last query sees in no head."""
+def _hidden(length: int, mask: Tensor | None, window: int | None, device: torch.device) -> Tensor:
+    """(B or 1, K): which keys the last query cannot see, in no head.
+
+    The weights themselves do not tell: those of a peaked head round to zero.
+    """
     if mask is not None and mask.ndim == 4:
-        row = mask[:, :, -1, : weights.shape[-1]]
+        row = mask[:, :, -1, :length]
         return (~row if row.dtype == torch.bool else row < torch.finfo(row.dtype).min / 2).all(1)
-    if weights.dtype == torch.float32:  # exact zeros are hidden keys; in half precision small weights round to zero
-        return weights[:, :, -1].amax(1) == 0
-    return torch.zeros(1, weights.shape[-1], dtype=torch.bool, device=weights.device)
+    return (torch.arange(length, device=device) < length - (window or length))[None]
+
+
+def _argument(module: nn.Module, name: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """An argument of a module's forward pass, by name, however it was passed."""
+    if name in options or not inputs:
+        return options.get(name)
+    return inspect.signature(module.forward).bind_partial(*inputs).arguments.get(name)
 
 
 @contextmanager
-def _last_rows(backend: str, watched: set[nn.Module]) -> Iterator[None]:
-    """Let the attention function ``backend`` return the last query's row for the watched modules."""
+def _last_rows(backend: str, watched: set[nn.Module], windows: dict[nn.Module, int | None]) -> Iterator[None]:
+    """Let the attention function ``backend`` return the last query's row for the watched modules.
+
+    ``windows`` receives the window of each, where the function applies one by itself.
+    """
 
     def wrap(original: AttentionFunction) -> AttentionFunction:
         def with_last_row(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
         ) -> tuple[Tensor, Tensor | None]:
             output, weights = original(module, query, key, value, attention_mask, **options)
-            if module in watched and weights is None:
-                weights = last_query_attention(query, key, attention_mask, **options)
+            if module in watched:
+                windows[module] = options.get("sliding_window")
+                if weights is None:
+                    weights = last_query_attention(query, key, attention_mask, **options)
             return output, weights
 
         return with_last_row

@@ -89,6 +89,36 @@ def test_keys_that_a_cache_has_dropped_count_as_unseen() -> None:
     assert mass.stacked().tolist() == [[[[0.5]]]]
 
 
+def test_keys_outside_a_window_count_as_unseen() -> None:
+    """Flash attention is given no mask, but the window: of five keys, the last three are in it."""
+    spans = torch.tensor([[[1, 0], [1, 0], [0, 1], [0, 1], [0, 0]]]).float()
+    weights = torch.tensor([0.0, 0.0, 0.25, 0.25, 0.5]).reshape(1, 1, 1, 5)
+    mass = AttentionMass([0], spans)
+    mass.add(0, weights, None, window=3)
+    with pytest.raises(UserError, match="does not see the whole of image 1:"):
+        mass.stacked()
+    mass.add(0, weights, None, window=5)
+    assert mass.stacked().tolist() == [[[[0.0, 0.5]]]]
+
+
+def test_a_peaked_layer_sees_all_images(
+    tiny_vlm: VisionLanguageModel, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights round to zero on most keys, which is no window; batch size and backend make no difference."""
+    query = tiny_vlm.layers.attention[3].q_proj.weight
+    monkeypatch.setattr(query, "data", query.data * 300)
+    encoder = tiny_vlm.encoder(PromptSpec(image_size=None))
+    trie, entries = encoder.answer_trie(4), [item(pictures, 4, 1, "giraffe " * count) for count in (1, 4)]
+    alone = [tiny_vlm.evidence(encoder([entry]), trie, LAYERS) for entry in entries]
+    assert (alone[0].attention == 0).any()
+    together = tiny_vlm.evidence(encoder(entries), trie, LAYERS)
+    torch.testing.assert_close(torch.cat([one.attention for one in alone]), together.attention, atol=1e-5, rtol=0)
+    monkeypatch.setattr(tiny_vlm.model.config.get_text_config(), "_attn_implementation_internal", "eager")
+    monkeypatch.setattr(tiny_vlm, "backend", "eager")
+    eager = tiny_vlm.evidence(encoder(entries), trie, LAYERS)
+    torch.testing.assert_close(eager.attention, together.attention, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_a_window_that_hides_an_image(
     gemma_folder: Path, tmp_path: Path, pictures: list[Image.Image], backend: str
