@@ -157,6 +157,10 @@ class Evidence:
     def __getitem__(self, rows: Any) -> Evidence:
         return Evidence(self.log_probs[rows], self.attention[rows], self.layer_attention[rows])
 
+    def is_finite(self) -> Tensor:
+        """(B,): whether all numbers of a prompt are."""
+        return self.log_probs.isfinite().all(1) & self.attention.isfinite().flatten(1).all(1)
+
     def cpu(self) -> Evidence:
         """The evidence on the CPU in double precision, the precision of the readouts."""
         return Evidence(*(getattr(self, item.name).detach().cpu().double() for item in fields(self)))

@@ -168,13 +168,15 @@ class Debiasing(LogitsProcessor):
         """The corrected scores (B, V) of the token after ``input_ids`` (B, S).
 
         Raises:
-            UserError: the prompts are not registered, or not like those of the calibration.
+            UserError: the prompts are not registered, or not like those of the calibration; or the model's output is
+                not finite.
         """
         prefill = self.prefill_capture.prefill
         if prefill is None or not prefill.begins(input_ids) or prefill.steps != input_ids.shape[1] - prefill.length:
             raise UserError(_UNKNOWN)
         if prefill.steps == 0:
             self.evidence = prefill.evidence()
+            _check_finite(self.evidence.is_finite())
             corrected = READOUTS[self.readout](self.evidence, self.calibration, self.settings)
             self.log_probs = log_probabilities(self.readout, corrected, self.settings)
         prefill.steps += 1
@@ -189,6 +191,15 @@ def _prompt(source: str, provenance: Mapping[str, Any]) -> PromptSpec:
         return PromptSpec(**provenance["prompt"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{source} does not record its prompt; run fit again.") from error
+
+
+def _check_finite(finite: Tensor, first: int = 0) -> None:
+    """Refuse the first of these prompts, numbered from ``first``, whose numbers are not finite."""
+    if not finite.all():
+        raise UserError(
+            f"Prompt {first + int((~finite).nonzero()[0]) + 1}: the model's output is not finite; load the model in "
+            "float32 or bfloat16, and give generate no other logits processor that rules out identifiers."
+        )
 
 
 def candidate_logits(
@@ -210,6 +221,9 @@ def candidate_logits(
     Returns:
         (B, V). In rows whose answer so far is the beginning of a candidate, the tokens that continue one share their
         probability mass in proportion to their best candidates' probabilities. Other rows are unchanged.
+
+    Raises:
+        UserError: the candidates' scores in a row are not finite.
     """
     result = scores.clone()
     for row, prefix in enumerate(map(tuple, answer.tolist())):
@@ -221,6 +235,7 @@ def candidate_logits(
         )
         best = log_probs[row].cpu().masked_fill(~reached, -torch.inf).amax(-1).to(scores)
         mass = scores[row, children].logsumexp(-1)
+        _check_finite(mass.isfinite()[None], row)
         if only_candidates:
             result[row] = -torch.inf
         result[row, children] = mass + best.log_softmax(-1)

@@ -20,6 +20,7 @@ from lad_pl.generate.prompt_registry import PromptRegistry
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.types import Evidence
 from lad_pl.vlm.capture import AttentionMass, capture
+from lad_pl.vlm.context import check_context
 from lad_pl.vlm.model import VisionLanguageModel
 from lad_pl.vlm.spans import ImageBlocks
 
@@ -122,6 +123,8 @@ class PrefillCapture:
     ) -> Any:
         """The forward pass over prompts, its output unchanged; leaves their evidence in ``prefill``."""
         starts = [len(ids) - len(self._registry.unpadded(ids)) for ids in prefill.input_ids]
+        lengths = torch.tensor([prefill.length - start for start in starts])
+        check_context(self._vlm.model.config, lengths, self._registry.num_candidates, None, self._trie.depth)
         positions = torch.full_like(prefill.input_ids, -1)
         for row, (start, images) in enumerate(zip(starts, blocks, strict=True)):
             ids = prefill.input_ids[row, start:]

@@ -109,7 +109,7 @@ class MethodRunner:
 
 def _check_finite(output: MethodOutput, batch: Batch) -> None:
     for evidence in filter(None, (output.evidence, output.content_free)):
-        finite = evidence.log_probs.isfinite().all(1) & evidence.attention.isfinite().flatten(1).all(1)
+        finite = evidence.is_finite()
         if not finite.all():
             culprit = batch.ids[int((~finite).nonzero()[0])]
             raise UserError(

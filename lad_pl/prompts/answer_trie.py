@@ -63,6 +63,11 @@ class AnswerTrie:
         return tuple(sorted((p for p in inner if len(self.children(p)) > 1), key=lambda p: (len(p), p)))
 
     @property
+    def depth(self) -> int:
+        """The most tokens of an answer after which the model is asked for the next one."""
+        return max(map(len, self.branchings()), default=0)
+
+    @property
     def needs_continuation(self) -> bool:
         """Whether any score depends on more than the logits at the prompt's last token."""
         return any(self.branchings())

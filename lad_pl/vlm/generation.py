@@ -80,9 +80,11 @@ def generate(vlm: VisionLanguageModel, batch: Batch, decoding: Decoding) -> tupl
         ends with a tag that opens a chain of thought, the text begins with that tag.
 
     Raises:
-        UserError: the model cannot generate text from a key-value cache.
+        UserError: the model cannot generate text from a key-value cache, or a prompt with its answer is longer than its
+            context.
     """
     batch = batch.to(vlm.device)
+    vlm.check_context(batch, decoding.max_new_tokens)
     config = _generation_config(vlm, decoding)
     generated = _generated(vlm, batch, decoding, config).tolist()
     texts = _Texts(vlm.processor.tokenizer, config.eos_token_id)

@@ -21,6 +21,7 @@ from lad_pl.prompts.template import PromptSpec
 from lad_pl.types import Batch, Evidence
 from lad_pl.vlm.capture import capture
 from lad_pl.vlm.content_free import SharedPrefix, can_be_cut
+from lad_pl.vlm.context import check_context
 from lad_pl.vlm.encoder import PromptEncoder
 from lad_pl.vlm.features import PerImageFeatures
 from lad_pl.vlm.layers import DecoderLayers
@@ -114,9 +115,11 @@ class VisionLanguageModel:
             sofa: soft attention between images; None for the model's own attention.
 
         Raises:
-            UserError: a layer yields no attention or lies beyond the model, or SoFA cannot act on this model.
+            UserError: a layer yields no attention or lies beyond the model, SoFA cannot act on this model, or a prompt
+                is longer than the model's context.
         """
         batch = batch.to(self.device)
+        self.check_context(batch, trie.depth)
         inputs = self.inputs(batch)
         cache = self._cache() if trie.needs_continuation else None
         with soft_attention(self.layers, batch.position_of_token, sofa, self.backend):
@@ -139,11 +142,13 @@ class VisionLanguageModel:
             layers: indices of the decoder layers to read attention from.
 
         Raises:
-            UserError: a layer yields no attention or lies beyond the model.
+            UserError: a layer yields no attention or lies beyond the model, or a prompt is longer than its context.
         """
         batch = batch.to(self.device)
         free = batch.content_free
         assert free is not None
+        for prompts in (batch, free):
+            self.check_context(prompts, trie.depth)
         inputs = self.inputs(batch)
         shared, cache = SharedPrefix.of(batch, free), self._cache()
         if shared is not None and can_be_cut(cache):
@@ -159,6 +164,15 @@ class VisionLanguageModel:
         del output, cache
         output, attention = self._read(free_inputs, prefix, free, layers)
         return evidence, self._scored(trie, output, attention, free_inputs)
+
+    def check_context(self, batch: Batch, new_tokens: int) -> None:
+        """Check that B prompts, and ``new_tokens`` tokens of an answer, fit into the model's context.
+
+        Raises:
+            UserError: a prompt does not.
+        """
+        lengths = batch.tokens["attention_mask"].sum(1)
+        check_context(self.model.config, lengths, batch.image_rows.shape[1], batch.ids, new_tokens)
 
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config.get_text_config())

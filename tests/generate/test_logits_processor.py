@@ -466,7 +466,7 @@ def test_foreign_calibrations_are_refused(qwen: Subject, tmp_path: Path, monkeyp
 
     def refused(match: str, changes: dict[str, Any] | None = None, **options: Any) -> None:
         provenance = {name: value for name, value in (stored["provenance"] | (changes or {})).items() if value != ""}
-        torch.save({**stored, "provenance": provenance}, tmp_path / "other.ckpt")
+        torch.save({**stored, **pack(qwen.calibration, provenance)}, tmp_path / "other.ckpt")
         path = options.pop("path", tmp_path / "other.ckpt")
         with pytest.raises(UserError, match=match), debiasing(qwen.sdpa, qwen.processor, path, **options):
             pass
@@ -480,6 +480,26 @@ def test_foreign_calibrations_are_refused(qwen: Subject, tmp_path: Path, monkeyp
     refused("all tested prompts at once", readout="batch_calibration", settings=ReadoutSettings(batch="test"))
     monkeypatch.setattr(type(qwen.sdpa), "generate", lambda self: None)
     refused("generate of its own")
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("only_candidates", [True, False])
+def test_output_that_is_not_finite_is_refused(qwen: Subject, value: float, only_candidates: bool) -> None:
+    """As an overflow in half precision makes it: greedy decoding would take the first token of the vocabulary."""
+    with qwen.debiased(only_candidates=only_candidates) as debias:
+        inputs = debias.encode(qwen.shown(0), CAPTIONS[0])
+        inputs["pixel_values"][0, 0] = value
+        with pytest.raises(UserError, match=r"Prompt 1: the model's output is not finite; .*float32"):
+            qwen.sdpa.generate(**inputs, logits_processor=[debias], max_new_tokens=1, do_sample=False)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(qwen: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    with qwen.debiased() as debias:
+        inputs = debias.encode(qwen.shown(0), CAPTIONS[0])
+        length = inputs["input_ids"].shape[1]
+        monkeypatch.setattr(qwen.sdpa.config.get_text_config(), "max_position_embeddings", length - 1)
+        with pytest.raises(UserError, match=f"prompt of 4 images has {length} tokens, .* positions for {length - 1};"):
+            qwen.sdpa.generate(**inputs, logits_processor=[debias], max_new_tokens=1, do_sample=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ the maths
@@ -498,5 +518,8 @@ def test_tokens_follow_their_best_candidate() -> None:
     second = candidate_logits(scores, torch.tensor([[1], [3]]), trie, log_probs)
     assert second[0].isinf().tolist() == [False, True, False, True]
     assert torch.equal(second[1], scores[1])  # complete
+    for ruled_out in (torch.full((2, 4), -torch.inf), torch.full((2, 4), torch.nan)):
+        with pytest.raises(UserError, match="Prompt 1: the model's output is not finite"):
+            candidate_logits(ruled_out, torch.empty(2, 0, dtype=torch.long), trie, log_probs)
     third = candidate_logits(scores, torch.tensor([[2], [2]]), trie, log_probs)
     assert torch.equal(third, scores)  # the answer is no candidate
