@@ -35,12 +35,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def read_text(path: str | Path, remedy: str = "") -> str:
+def read_text(path: str | Path, remedy: str = "", what: str = "") -> str:
     """The content of a text file in UTF-8, without its byte-order mark if it has one; lines end in a line feed.
 
     Args:
         path: of the file.
         remedy: what the user can do about a file that cannot be read; a sentence for the error message.
+        what: what the file holds, in the error message: ``the captions in``.
 
     Raises:
         UserError: the file is missing, unreadable, or not in UTF-8.
@@ -50,13 +51,19 @@ def read_text(path: str | Path, remedy: str = "") -> str:
         content = Path(path).read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.{remedy}") from error
+        raise UserError(f"Cannot read {what}{' ' * bool(what)}{path}: {error.strerror}.{remedy}") from error
     except UnicodeDecodeError as error:
         utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         raise UserError(f"{path} is {'UTF-16' if utf16 else 'not UTF-8'} text; save it as UTF-8.") from error
     if "\0" in text:  # as in UTF-16 without its mark
         raise UserError(f"{path} has NUL characters, which no text in UTF-8 has; save it as UTF-8.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text by its line feeds alone: captions may have other characters that Python takes for ends."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_json(path: str | Path, remedy: str = "") -> Any:

@@ -9,9 +9,12 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lad_pl.errors import UserError
-from lad_pl.types import Sample
+
+if TYPE_CHECKING:  # it imports torch, which the help of `prepare` does without
+    from lad_pl.types import Sample
 
 
 def plain_name(name: str) -> str:
