@@ -1,9 +1,12 @@
-"""Atomic file writes, JSON reading, and the files that are packaged with the toolkit."""
+"""Atomic file writes, reading of text and JSON, and the files that are packaged with the toolkit."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import reprlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,9 @@ from typing import Any
 from lad_pl.errors import UserError
 
 _PACKAGE = Path(__file__).parent
+_BRIEF = reprlib.Repr()
+_LONGEST = 80
+_BRIEF.maxlevel, _BRIEF.maxstring = 2, _LONGEST
 
 
 @contextmanager
@@ -29,23 +35,83 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: str | Path, remedy: str = "") -> Any:
-    """The content of a JSON file, UTF-8 with or without a byte-order mark.
+def read_text(path: str | Path, remedy: str = "", what: str = "") -> str:
+    """The content of a text file in UTF-8, without its byte-order mark if it has one; lines end in a line feed.
 
     Args:
         path: of the file.
         remedy: what the user can do about a file that cannot be read; a sentence for the error message.
+        what: what the file holds, in the error message: ``the captions in``.
+
+    Raises:
+        UserError: the file is missing, unreadable, or not in UTF-8.
+    """
+    remedy = f" {remedy}" if remedy else ""
+    try:
+        content = Path(path).read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"Cannot read {what}{' ' * bool(what)}{path}: {error.strerror}.{remedy}") from error
+    except UnicodeDecodeError as error:
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        raise UserError(f"{path} is {'UTF-16' if utf16 else 'not UTF-8'} text; save it as UTF-8.") from error
+    if "\0" in text:  # as in UTF-16 without its mark
+        raise UserError(f"{path} has NUL characters, which no text in UTF-8 has; save it as UTF-8.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text by its line feeds alone: captions may have other characters that Python takes for ends."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def read_json(path: str | Path, remedy: str = "") -> Any:
+    """The content of a JSON file; see :func:`read_text` and :func:`parse_json`.
 
     Raises:
         UserError: the file is missing, unreadable or not valid JSON.
     """
-    remedy = f" {remedy}" if remedy else ""
+    text = read_text(path, remedy)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.{remedy}") from error
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.{remedy}") from error
+        raise UserError(f"{path} is not valid JSON: {error}.{f' {remedy}' if remedy else ''}") from error
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON. A key that an object has twice is an error: which of the values is meant cannot be known.
+
+    Raises:
+        ValueError: the text is not valid JSON.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has the key {brief(repeated)} twice")
+    return content
+
+
+def brief(value: Any) -> str:
+    """A value as Python writes it, cut short; takes no time, however deep it is and whatever its parts share."""
+    try:
+        return _BRIEF.repr(value)[:_LONGEST]
+    except ValueError:  # an integer of thousands of digits
+        return f"a value of type {type(value).__name__}"
+
+
+def is_writable(text: str) -> bool:
+    """Whether UTF-8 can encode a text: whether it is free of lone surrogates, halves of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def asset(relative: str) -> Path:

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from lad_pl.calibrate import check_calibration, load_calibration, pack, unpack
-from lad_pl.data.annotations import sample_key
 from lad_pl.data.datamodule import MultiImageData
 from lad_pl.errors import UserError, check_at_least
 from lad_pl.evidence.store import EvidenceStore
@@ -108,7 +107,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self._anchor = nn.Parameter(torch.zeros(()))  # never trained: DDP refuses a module without a parameter
 
     def setup(self, stage: str) -> None:
-        """Load the model once, and hand the datamodule what each method needs of its dataloader."""
+        """Load the model once."""
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.trainer.world_size > 1:
@@ -122,26 +121,36 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         check_top_layers(self.readout.top_layers, len(self.layers), "model.readout.top_layers")
         if not self.data.orders:
             raise UserError(f"{type(self.data).__name__}.setup has to call super().setup(stage).")
-        kinds: list[type[Method]] = [DirectAnswer]
-        if stage in ("test", "validate"):
-            kinds += dict.fromkeys(METHODS[name] for name in self.methods)
-        self.runners = [self._runner(self.vlm, stage, kind(self.method)) for kind in kinds]
+        # The samples depend on the calibration, and Lightning loads that of --ckpt_path after this hook.
+        self.data.before_loaders = partial(self._prepare, stage)
+
+    def _prepare(self, stage: str) -> None:
+        """Find the calibration: --ckpt_path's, a preceding ``fit``'s, the run folder's. Say what each loader needs."""
+        if stage != "fit":
+            if self.calibration is None or self._from_folder:
+                self._from_folder, self._calibration_path = True, self.run_folder.calibration
+                self.calibration, self.provenance = load_calibration(self._calibration_path)
+            check_calibration(self.provenance, self.calibration_settings())
+            self.data.hold_back(self.provenance)
+        named = self.methods if stage in ("test", "validate") else ()
+        kinds: list[type[Method]] = [DirectAnswer, *dict.fromkeys(METHODS[name] for name in named)]
+        self.runners = [self._runner(stage, kind(self.method)) for kind in kinds]
         for runner in self.runners:
             runner.store.check()
-        shared = self.vlm_spec.tensor_parallel > 1
-        replica = (1, 0) if shared else (self.trainer.world_size, self.trainer.global_rank)
+        replica = (1, 0) if self.vlm_spec.tensor_parallel > 1 else (self.trainer.world_size, self.trainer.global_rank)
         # Every process serves the same list, even where a shared disk shows them different states of the store.
         self.data.loader_specs = tuple(
             runner.loader_spec(self.trainer.strategy.broadcast(runner.done), replica) for runner in self.runners
         )
 
-    def _runner(self, vlm: VisionLanguageModel, stage: str, method: Method) -> MethodRunner:
-        encoder = vlm.encoder(method.prompt(self.prompt))
+    def _runner(self, stage: str, method: Method) -> MethodRunner:
+        assert self.vlm is not None
+        encoder = self.vlm.encoder(method.prompt(self.prompt))
         path = self.run_folder.evidence(stage, "" if isinstance(method, DirectAnswer) else method.name)
         own = {"pass": method.name, "prompt": encoder.prompt.settings(), **method.recorded_settings()}
         store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite)
         max_tokens = self.data.batch_tokens if self.data.batch_size == "auto" else math.inf
-        return MethodRunner(method, vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
+        return MethodRunner(method, self.vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
 
     @property
     def data(self) -> MultiImageData:
@@ -223,7 +232,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             "dtype": self.vlm_spec.dtype,
             **self.calibration_settings(),
             "num_samples": self.calibration.num_samples,
-            "calibration_samples": [sample_key(sample) for sample in self.data.samples],
+            **self.data.asked(),
             "versions": library_versions(),
         }
         self.trainer.save_checkpoint(self.run_folder.calibration, weights_only=True)
@@ -247,18 +256,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     # ------------------------------------------------------------------------------------- test, validate, predict
 
     def on_test_start(self) -> None:
-        """Find the calibration and check it, place the model.
-
-        It is that of ``--ckpt_path``, else that of a preceding ``fit`` of this module, else the run folder's.
-        """
+        """Place the model."""
         self.report = self.costs = self._results = None
-        if self.calibration is None or self._from_folder:
-            self._calibration_path = self.run_folder.calibration
-            self.calibration, self.provenance = load_calibration(self._calibration_path)
-            self._from_folder = True
-        check_calibration(self.provenance, self.calibration_settings())
-        if self.trainer.state.fn != "predict":
-            self.data.check_held_out(self.provenance["calibration_samples"])
         if self.processes is not None:
             self.processes.listen()
         self._start()
@@ -321,6 +320,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         report = {
             **results.report((*self.readouts, *self.methods)),
             "num_calibration_samples": self.calibration.num_samples,
+            "num_held_back": self.data.num_held_back,
             "layers": list(self.layers),
             "model": self.vlm_spec.path,
             "images": str(self.data.images),

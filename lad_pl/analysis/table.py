@@ -20,6 +20,7 @@ from lad_pl.files import atomic_write
 MINUS = "\N{MINUS SIGN}"
 _WIDTH = 80  # of a terminal
 _GAP = 2  # between columns
+_FORMULA = tuple("=+-@\t\r\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH COMMERCIAL AT}")
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -91,6 +92,21 @@ def interval(found: Difference) -> str:
     return "-" if math.isnan(found.low) else f"[{points(found.low)}, {points(found.high)}]"
 
 
+def csv_cell(value: Any) -> Any:
+    """A value for a cell of a CSV file: a text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    >>> csv_cell("=1+1"), csv_cell("-0.5"), csv_cell(-0.5), csv_cell("agd")
+    ("'=1+1", '-0.5', -0.5, 'agd')
+    """
+    if not isinstance(value, str) or not value.lstrip(" \n").startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells for people, and the same in full precision for programs. Rich prints it: ``Console().print(table)``."""
@@ -142,9 +158,10 @@ class Table:
     def csv(self) -> str:
         """Comma-separated values, with a heading line."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.records[0]) if self.records else list(self.columns))
-        writer.writeheader()
-        writer.writerows(self.records)
+        columns = list(self.records[0]) if self.records else list(self.columns)
+        writer = csv.DictWriter(text, columns)
+        writer.writerow({column: csv_cell(column) for column in columns})
+        writer.writerows({key: csv_cell(value) for key, value in record.items()} for record in self.records)
         return text.getvalue()
 
     def write(self, folder: Path) -> None:

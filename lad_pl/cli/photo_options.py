@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
+from lad_pl.files import read_text, split_lines
 
 HELP = {
     "--images": "Photos to rank: files, folders, or quoted patterns such as 'holiday/*.jpg'; in place of --data.",
@@ -68,10 +69,7 @@ def _names_config(arguments: Sequence[str], place: int) -> bool:
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the captions in {path}: {getattr(error, 'strerror', None) or error}.") from error
+    lines = [line.strip() for line in split_lines(read_text(path, what="the captions in"))]
     captions = [line for line in lines if line]
     if not captions:
         raise UserError(f"{path} holds no caption.")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from lad_pl.data.annotations import digest, read_annotations, sample_key
+from lad_pl.data.annotations import digest, question_key, read_annotations, sample_key
 from lad_pl.data.batches import EncodeUnlessEmpty, LoaderSpec, LoadImage, ReplicaSampler, SampleBatches, plan_batches
+from lad_pl.data.image_names import check_distinct, check_inside, fitting_folder
 from lad_pl.data.images import file_digest, load_photo, size_of
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
 from lad_pl.errors import UserError, check_at_least
@@ -25,17 +27,19 @@ class MultiImageData(pl.LightningDataModule):
     """Samples from annotation files and an image folder.
 
     ``fit`` takes the calibration samples, each under its N cyclic shifts; ``test``, ``validate`` and ``predict`` take
-    samples under T permutations. Test samples never include calibration samples unless asked for by name.
+    samples under T permutations. No sample of ``test`` and ``validate`` asks a calibration sample's question (the same
+    caption and correct image), unless this is allowed by name.
 
     Args:
         annotations: JSON file of samples: a list of {id, image_ids, index, caption}; index is 0-based.
         images: folder that the image names are relative to; the annotation file's own folder if unset.
         calibration_annotations: another file to take the calibration samples from.
         validation_annotations: file of the samples that ``validate`` uses; choose settings there, not on test samples.
-        num_calibration: how many samples to calibrate on; 0 holds none back from the test.
+        num_calibration: how many samples to calibrate on; with 0, only the calibration in use holds samples back.
         calibration_offset: index of the first calibration sample in its file.
         num_test: how many of the remaining samples to test on, or of all to predict on; all if unset.
         allow_calibration_in_test: let calibration samples be test samples too, as the published code does.
+        allow_outside: let image names lead out of the image folder.
         num_permutations: T, the orders in which every test sample is shown: the given one, then random ones.
         permutation_seed: seed of the random orders.
         batch_size: samples per batch, each with its T permutations (N shifts in ``fit``); auto takes as many as
@@ -54,6 +58,7 @@ class MultiImageData(pl.LightningDataModule):
         calibration_offset: int = 0,
         num_test: int | None = None,
         allow_calibration_in_test: bool = False,
+        allow_outside: bool = False,
         num_permutations: int = 5,
         permutation_seed: int = 42,
         batch_size: int | Literal["auto"] = 1,
@@ -69,6 +74,7 @@ class MultiImageData(pl.LightningDataModule):
         self.calibration_offset = calibration_offset
         self.num_test = num_test
         self.allow_calibration_in_test = allow_calibration_in_test
+        self.allow_outside = allow_outside
         self.num_permutations = num_permutations
         self.permutation_seed = permutation_seed
         self.batch_size = batch_size
@@ -79,7 +85,13 @@ class MultiImageData(pl.LightningDataModule):
         self.orders: tuple[Permutation, ...] = ()
         """The orders in which the stage in progress shows every sample."""
         self.loader_specs: tuple[LoaderSpec, ...] = ()
-        """One for each dataloader of the stage in progress; set by the LightningModule's ``setup``."""
+        """One for each dataloader of the stage in progress; set by the LightningModule."""
+        self.before_loaders: Callable[[], None] | None = None
+        """Called once before the stage's dataloaders are made, with the calibration loaded; set by the module."""
+        self.num_held_back = 0
+        """How many samples of the stage in progress are left out because they ask a calibration sample's question."""
+        self._num_read = 0
+        self._calibrated: set[str] = set()
         self._stage = ""
         self._settings: dict[str, Any] = {}
 
@@ -97,7 +109,14 @@ class MultiImageData(pl.LightningDataModule):
             UserError: a file or a number does not fit; see :func:`lad_pl.data.read_annotations`.
         """
         self._check_numbers()
-        self._stage, self._settings = stage, {}
+        self._stage, self._calibrated, self.before_loaders = stage, set(), None
+        self._choose_samples()
+        tested = random_permutations(self.num_candidates, self.num_permutations, self.permutation_seed)
+        self.orders = cyclic_shifts(self.num_candidates) if stage == "fit" else tested
+        self.loader_specs = (LoaderSpec(self.orders),)
+
+    def _choose_samples(self) -> None:
+        stage, self._settings, self.num_held_back = self._stage, {}, 0
         splits = {"fit": self.calibration_samples, "validate": self.validation_samples, "predict": self.all_samples}
         self.samples = splits.get(stage, self.test_samples)()
         if not self.samples:
@@ -105,9 +124,7 @@ class MultiImageData(pl.LightningDataModule):
         unknown = [sample.id for sample in self.samples if sample.target is None]
         if unknown and stage != "predict":
             raise UserError(f"Sample {unknown[0]} has no index, and {stage} needs the correct answer; use predict.")
-        tested = random_permutations(self.num_candidates, self.num_permutations, self.permutation_seed)
-        self.orders = cyclic_shifts(self.num_candidates) if stage == "fit" else tested
-        self.loader_specs = (LoaderSpec(self.orders),)
+        self.check_names()
         self.check_images()
 
     @property
@@ -128,60 +145,85 @@ class MultiImageData(pl.LightningDataModule):
         return chosen
 
     def validation_samples(self) -> Split:
-        """All samples of the validation file."""
+        """The samples of the validation file that ask no calibration sample's question."""
         if self.validation_annotations is None:
             raise UserError("There is no validation set; name its file with data.validation_annotations.")
-        return read_annotations(self.validation_annotations)
+        samples = self._without_calibration(read_annotations(self.validation_annotations))
+        if not samples:
+            raise UserError(f"All samples of {self.validation_annotations} ask a calibration sample's question.")
+        return samples
 
     def test_samples(self) -> Split:
-        """The samples that are not for calibration, in the file's order; the first ``num_test`` of them."""
-        held_back = {sample.id for sample in self.held_back()}
-        samples = [sample for sample in read_annotations(self.annotations) if sample.id not in held_back]
-        return self._first(samples, f"leaves {len(samples)} samples beside the {len(held_back)} for calibration")
+        """The first ``num_test`` samples, in the file's order, that ask no calibration sample's question."""
+        samples = self._without_calibration(read_annotations(self.annotations))
+        return self._first(samples, f"leaves {len(samples)} samples beside the {self.num_held_back} held back")
 
     def all_samples(self) -> Split:
         """Every sample of the file, for prediction; the first ``num_test`` of them."""
         samples = read_annotations(self.annotations)
         return self._first(samples, f"has {len(samples)} samples")
 
-    def held_back(self) -> Split:
-        """The samples of the test file that are kept for calibration, or have a calibration sample's question.
-
-        Sets that were built together, such as COCO's random and adversarial ones, share captions and correct images.
-        """
-        if self.allow_calibration_in_test or self.num_calibration == 0:
+    def question_keys(self, sample: Sample) -> list[str]:
+        """Fingerprints of what a sample asks: caption and correct image, by the image's name and by its file."""
+        if sample.target is None:
             return []
-        calibrated = self.calibration_samples()
-        if self.calibration_annotations == self.annotations:
-            return calibrated
-        questions = {_question(sample) for sample in calibrated}
-        return [sample for sample in read_annotations(self.annotations) if _question(sample) in questions]
+        try:
+            content = file_digest(self.images / sample.images[sample.target])
+        except OSError:  # it is drawn, or missing, which is told elsewhere
+            return [question_key(sample)]
+        return [question_key(sample), question_key(sample, content)]
 
-    def check_held_out(self, calibrated: Collection[str]) -> None:
-        """Refuse to test on calibration samples, or to hold back samples that are not the calibration's.
+    def asked(self) -> dict[str, list[str]]:
+        """What the samples of the stage in progress ask, for a calibration's provenance: see :meth:`hold_back`."""
+        keys = [key for sample in self.samples for key in self.question_keys(sample)]
+        return {"calibration_samples": list(map(sample_key, self.samples)), "calibration_questions": keys}
+
+    def hold_back(self, provenance: Mapping[str, Any]) -> None:
+        """Leave out every sample of ``test`` or ``validate`` that asks a calibration sample's question; print how many.
+
+        A question is a caption and its correct image. It is the same in whatever file, with whatever other images:
+        sets that were built together, such as COCO's random and adversarial ones, share their questions.
 
         Args:
-            calibrated: :func:`~lad_pl.data.annotations.sample_key` of every calibration sample.
+            provenance: of the calibration in use, with the entries of :meth:`asked`; those of an earlier version lack
+                ``calibration_questions``.
 
         Raises:
-            UserError: a sample of the stage in progress is a calibration sample, and this is not allowed by name; or
-                the samples held back for calibration are not those of the calibration.
+            UserError: the samples that ``num_calibration`` reserves are none of the calibration's, or too few are left.
         """
-        calibrated = set(calibrated)
-        shared = [sample.id for sample in self.samples if sample_key(sample) in calibrated]
-        if shared and not self.allow_calibration_in_test:
+        if self._stage not in ("test", "validate") or self.allow_calibration_in_test:
+            return
+        self._calibrated = {*provenance["calibration_samples"], *provenance.get("calibration_questions", ())}
+        same_file = self._stage == "test" and self.calibration_annotations == self.annotations
+        reserved = self._reserved() if same_file else []
+        if reserved and not any(self._calibrated.intersection(self._keys(sample)) for sample in reserved):
             raise UserError(
-                f"Sample {shared[0]} was used for calibration; test on others, or allow it by name with "
-                "--data.allow_calibration_in_test true."
-            )
-        same_file = self.calibration_annotations == self.annotations
-        held_back = self.held_back() if self._stage == "test" and same_file else []
-        if held_back and not any(sample_key(sample) in calibrated for sample in held_back):
-            raise UserError(
-                f"{len(held_back)} samples of {self.annotations} are held back for calibration, but the "
+                f"{len(reserved)} samples of {self.annotations} are held back for calibration, but the "
                 "calibration was made on others; name their file with --data.calibration_annotations, or hold none "
                 "back with --data.num_calibration 0."
             )
+        self._choose_samples()
+        if self.num_held_back:
+            found = f"{self.num_held_back} of {self._num_read} samples ask a calibration sample's question"
+            rank_zero_only(print)(f"{found} and are held back.")
+
+    def _reserved(self) -> Split:
+        return self.calibration_samples() if self.num_calibration else []
+
+    def _keys(self, sample: Sample) -> list[str]:
+        return [sample_key(sample), *self.question_keys(sample)]
+
+    def _without_calibration(self, samples: Split) -> Split:
+        """The samples that ask no question of the calibration in use, nor of the samples that are for calibration."""
+        if self.allow_calibration_in_test:
+            return samples
+        asked = {key for sample in self._reserved() for key in self.question_keys(sample)} | self._calibrated
+        keys = [set(self._keys(sample)) for sample in samples]
+        # A calibration without question keys, of an earlier version, is known by its samples, and they tell the rest.
+        asked |= set().union(*(own for own in keys if own & asked))
+        others = [sample for sample, own in zip(samples, keys, strict=True) if not own & asked]
+        self._num_read, self.num_held_back = len(samples), len(samples) - len(others)
+        return others
 
     def _first(self, samples: Split, found: str) -> Split:
         chosen = samples[: self.num_test]
@@ -193,6 +235,19 @@ class MultiImageData(pl.LightningDataModule):
     def image_loader(self, side: int | None) -> LoadImage:
         """The function that decodes one image by its name, as RGB, resized to ``side`` pixels square if given."""
         return partial(load_photo, folder=self.images, side=side)
+
+    def check_names(self) -> None:
+        """Raise a UserError for an image name that leads out of the folder, or two names of one image in a sample."""
+        if not self.allow_outside:
+            check_inside(self.samples, self.images)
+        fitting = fitting_folder(self.samples[0].images, self.images)
+        if fitting is not None:
+            first = self.samples[0]
+            raise UserError(
+                f"Sample {first.id}: image file {self.images / first.images[0]} does not exist, but "
+                f"{fitting / first.images[0]} does; name that folder: --data.images {fitting}"
+            )
+        check_distinct(self.samples, self.images)
 
     def check_images(self) -> None:
         """Raise a UserError for the first image file of this stage that does not exist."""
@@ -221,6 +276,7 @@ class MultiImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Calibration samples, each under its N cyclic shifts."""
+        self._prepare()
         return self._loader(self.loader_specs[0])
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -230,11 +286,17 @@ class MultiImageData(pl.LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Test samples under T permutations: one loader for each of the module's methods."""
+        self._prepare()
         return [self._loader(spec) for spec in self.loader_specs]
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """Samples under T permutations; their answers need not be known."""
         return self.test_dataloader()
+
+    def _prepare(self) -> None:
+        prepare, self.before_loaders = self.before_loaders, None
+        if prepare is not None:
+            prepare()
 
     def _loader(self, spec: LoaderSpec) -> DataLoader[Any]:
         size = None if self.batch_size == "auto" else self.batch_size
@@ -273,7 +335,3 @@ class MultiImageData(pl.LightningDataModule):
 
 _FROM_ZERO = ("num_calibration", "calibration_offset", "num_workers")
 _FROM_ONE = ("num_test", "num_permutations", "batch_size", "batch_tokens")
-
-
-def _question(sample: Sample) -> tuple[str, str | None]:
-    return sample.caption, None if sample.target is None else sample.images[sample.target]

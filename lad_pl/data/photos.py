@@ -89,6 +89,9 @@ class PhotoData(MultiImageData):
             for group_number, group in enumerate(self.groups)
         ]
 
+    def check_names(self) -> None:
+        """Photos are wherever a person says, each once."""
+
     def image_size(self, name: str) -> tuple[int, int]:
         """Width and height of a photo in pixels, from its header; EXIF rotation does not matter for batch planning."""
         return size_of(Path(name))

@@ -35,6 +35,14 @@ def test_tables_escape_what_their_languages_take_for_commands():
     assert list(csv.DictReader(table.csv().splitlines())) == [{"method": nasty, "value": "1.5"}]
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1+cmd|' /C calc'!A0", "-1+1", "@SUM(A1)", "\t=1", "\r=1", " =1", "-"])
+def test_no_cell_is_a_formula(text: str) -> None:
+    table = Table("t", [text, "value"], [], records=[{text: text, "value": -0.5, "of text": "-0.5"}])
+    heading, row = csv.reader(io.StringIO(table.csv(), newline=""))
+    assert heading == [f"'{text}", "value", "of text"]
+    assert row == [f"'{text}", "-0.5", "-0.5"]
+
+
 def test_numbers_have_one_format_and_a_dash_where_there_is_none() -> None:
     assert (percent(0.9786), percent(1, 0), percent(None), percent(math.nan)) == ("97.9", "100", "-", "-")
     assert (points(0.03), points(-0.03), points(math.nan)) == ("+3.0", f"{MINUS}3.0", "-")

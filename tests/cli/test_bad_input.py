@@ -170,8 +170,9 @@ def test_a_file_that_is_no_calibration(options, tmp_path, capsys) -> None:
 
 def test_calibration_samples_are_not_tested_on_unless_allowed(fitted_run, tmp_path, capsys) -> None:
     shifted = [*fitted_run, "--data.calibration_offset=4"]
-    assert "Sample 0 was used for calibration" in fails(capsys, "test", *shifted)
+    assert "2 samples of" in fails(capsys, "test", *shifted)  # are reserved, and others were calibrated on
     assert run("test", *shifted, "--data.allow_calibration_in_test=true") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_held_back"] == 0
 
 
 def test_a_run_folder_of_another_configuration(fitted_run, tmp_path, capsys) -> None:

@@ -219,6 +219,31 @@ def test_the_question_of_a_calibration_sample_is_not_tested_in_another_file(fitt
     assert {row["id"] for row in rows} == {str(number) for number in range(2, 8)}
 
 
+def test_a_calibration_from_elsewhere_holds_its_questions_back(fitted_run, tmp_path, capsys) -> None:
+    """The samples are chosen when the calibration is known, that of --ckpt_path too, and num_test counts after it."""
+    first = tmp_path / "data" / "annotations.json"
+    samples = json.loads(first.read_text())
+    question = samples[1]
+    correct = question["image_ids"][question["index"]]
+    others = [image for sample in samples[4:] for image in sample["image_ids"] if image != correct]
+    samples.append({"id": "again", "image_ids": [f"./{correct}", others[0], others[-1]], "index": 0})
+    samples[-1]["caption"] = question["caption"]
+    elsewhere = [
+        *fitted_run,
+        f"--ckpt_path={tmp_path / 'run' / 'calibration.ckpt'}",
+        f"--trainer.default_root_dir={tmp_path / 'other'}",
+        "--data.num_calibration=0",
+    ]
+    first.write_text(json.dumps([samples[-1], *samples[:-1]]))
+    for _ in range(2):  # the second time from stored evidence
+        assert run("test", *elsewhere, "--data.num_test=3") == 0
+        assert "3 of 9 samples ask a calibration sample's question and are held back." in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "other" / "metrics.json").read_text())
+    assert (metrics["num_samples"], metrics["num_held_back"]) == (3, 3)
+    rows = [json.loads(line) for line in (tmp_path / "other" / "predictions.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(row["id"] for row in rows)) == ["2", "3", "4"]
+
+
 def test_data_workers_carry_no_model(options, tiny_folder, tmp_path) -> None:
     import pickle
 

@@ -75,6 +75,7 @@ def _facts(run: ReportedRun) -> dict[str, str]:
         "tested": f"{report['num_samples']} samples under {report['num_permutations']} orders",
         "images in a prompt": run.num_candidates,
         "calibrated on": f"{report['num_calibration_samples']} samples under {run.num_candidates} cyclic shifts",
+        "held back": f"{report.get('num_held_back', 0)} samples that ask a calibration sample's question",
         "captured layers": ", ".join(map(str, report.get("layers", []))),
         "readout": ", ".join(f"{name} {value}" for name, value in readout.items()),
         "images": report.get("images"),

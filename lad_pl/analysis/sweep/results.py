@@ -12,7 +12,7 @@ from typing import Any
 from lad_pl.analysis.sweep.calibration_subsets import ALL
 from lad_pl.analysis.sweep.evaluate import SCORED, Scores
 from lad_pl.analysis.sweep.settings_grid import Setting, SettingsGrid
-from lad_pl.analysis.table import Table, mean_and_std, percent
+from lad_pl.analysis.table import Table, csv_cell, mean_and_std, percent
 from lad_pl.files import atomic_write
 from lad_pl.readouts import FACTORS
 
@@ -91,9 +91,9 @@ def write_csv(path: Path, results: Sequence[Result], names: Callable[[Sequence[i
             setting, subset = result.setting, result.setting.subset
             writer.writerow(
                 [
-                    setting.readout,
+                    csv_cell(setting.readout),
                     *(getattr(setting, factor) for factor in FACTORS),
-                    *(["", ""] if subset is None else [subset.number, " ".join(names(subset.samples))]),
+                    *(["", ""] if subset is None else [subset.number, csv_cell(" ".join(names(subset.samples)))]),
                     *(result.scores[name] for name in SCORED),
                 ]
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+from lad_pl.data.image_names import leads_outside
 from lad_pl.data.prepare.captions import (
     CaptionedImages,
     Exclusion,
@@ -129,6 +130,7 @@ def build_sets(
     seed: int = 42,
     exclude: Exclusion = "subset",
     max_text_similarity: float = 0.9,
+    near_identical: float = 0.98,
     compat: Compat | None = None,
     image_prefix: str = "",
     missing_images: MissingImages = "error",
@@ -143,7 +145,9 @@ def build_sets(
 
     A sample is N images and the caption of one of them, the anchor. In the random sets the others are any images of the
     pool; in the adversarial sets they are those nearest to the anchor by CLIP's image embeddings, without images of
-    the same categories or with a similar caption. All N and both difficulties have the same anchors, each once.
+    the same categories or with a similar caption. All N and both difficulties have the same anchors, each once. No
+    sample shows a picture twice: identical files, and where images are embedded also files with identical pixels, count
+    as one picture.
 
     Args:
         source: the captioned images.
@@ -157,6 +161,8 @@ def build_sets(
         exclude: subset leaves out images with all of the anchor's categories, as the published code does; identical
             only those with the same set of categories, as in the paper: harder, but more captions fit two images.
         max_text_similarity: images whose caption is at least this similar to the anchor's are left out (cosine).
+        near_identical: samples with two images whose embeddings are more similar than this (cosine) are counted; they
+            stay in the sets.
         compat: published draws as the published code does, with repeated anchors, and other anchors in each file.
         image_prefix: written before the image names, such as data/val2014/ in the published files.
         missing_images: error stops at images without file or caption and at broken files; drop leaves them out.
@@ -174,6 +180,7 @@ def build_sets(
     # Imported here because torch takes seconds to import, and the help of a command needs none of it.
     from lad_pl.data.annotations import write_annotations
     from lad_pl.data.prepare.clip_embeddings import ClipSpec, embed
+    from lad_pl.data.prepare.copies import count_near, originals
     from lad_pl.data.prepare.hard_negatives import Miner
 
     if not num_candidates or min(num_candidates) < 2 or len(set(num_candidates)) < len(num_candidates):
@@ -199,7 +206,13 @@ def build_sets(
     pool = _sampled(names, pool_size, seed) if compat else names
     _check_pool(len(pool), num_candidates, num_samples, distinct=compat is None)  # less what turned out broken
     print(f"Pool: {len(pool):,} images, drawn with seed {seed}.")
-    miner = None if embedded is None else Miner(embedded, pool, source.categories, max_text_similarity, exclude)
+    vectors = None if embedded is None else embedded.of(pool)[0]
+    first = originals(pool, folder, vectors)
+    _report_copies(pool, first, max(num_candidates))
+    miner = None
+    if embedded is not None:
+        miner = Miner(embedded, pool, source.categories, max_text_similarity, exclude, first)
+    near: dict[str, tuple[list[int], list[int]]] = {}
     files: dict[str, list[dict[str, Any]]] = {}
     for n in num_candidates:
         draws = published_draws(len(names), len(pool), n, num_samples, seed) if compat else None
@@ -208,10 +221,16 @@ def build_sets(
             if miner is not None and difficulty == "adversarial":
                 found = miner.negatives([draw.anchor for draw in drawn], n)
                 drawn = [replace(draw, negatives=own) for draw, own in zip(drawn, found, strict=True)]
-            files[f"annotations_{n}_1_{difficulty}.json"] = _annotations(drawn, pool, source, image_prefix)
+            else:
+                drawn = [without_copies(draw, first, f"{seed} {number}") for number, draw in enumerate(drawn)]
+            name = f"annotations_{n}_1_{difficulty}.json"
+            files[name] = _annotations(drawn, pool, source, image_prefix)
+            if vectors is not None:
+                near[name] = count_near([(draw.anchor, *draw.negatives) for draw in drawn], vectors, near_identical)
     for name, samples in files.items():
         write_annotations(Path(output) / name, samples)
         print(f"{Path(output) / name}: {len(samples):,} samples of {len(samples[0]['image_ids'])} images.")
+        _report_near(*near.get(name, ([], [])))
     base = images.rstrip("/").removesuffix(image_prefix.rstrip("/")) or "."
     print(
         "Next: python -m lad_pl fit --config configs/qwen.yaml --data.annotations "
@@ -269,6 +288,26 @@ def paired_draws(
     ]
 
 
+def without_copies(draw: Draw, originals: Sequence[int], seed: str) -> Draw:
+    """A random draw whose images show different pictures: a copy of one before it is replaced by another image.
+
+    The draws' own generator has no part in it, so that nothing else changes.
+
+    Args:
+        draw: of images of the pool.
+        originals: for every image of the pool the first one with the same picture; at least N differ.
+        seed: of the images that are put in place of copies.
+    """
+    generator = Random(f"{seed} copies")
+    shown, negatives = {originals[draw.anchor]}, []
+    for negative in draw.negatives:
+        while originals[negative] in shown:
+            negative = generator.randrange(len(originals))
+        shown.add(originals[negative])
+        negatives.append(negative)
+    return replace(draw, negatives=tuple(negatives))
+
+
 def _sampled(names: Sequence[str], pool_size: int, seed: int) -> list[str]:
     return Random(seed).sample(names, min(pool_size, len(names)))
 
@@ -315,6 +354,9 @@ def usable_images(source: CaptionedImages, folder: Path, missing_images: Missing
     """
     if not folder.is_dir():
         raise UserError(f"The image folder {folder} does not exist; name it with --images.")
+    outside = next(filter(leads_outside, source.captions), None)
+    if outside is not None:
+        raise UserError(f"The captions name the image '{outside}', which leads out of the image folder; fix the name.")
     print(f"{len(source.captions):,} images with {source.num_captions:,} captions; the first of each image is used.")
     missing = [name for name in source.captions if not (folder / name).is_file()]
     _leave_out(source.without_captions, "without a caption", missing_images)
@@ -355,6 +397,27 @@ def _leave_out_broken(broken: Mapping[str, str], missing_images: MissingImages) 
             "out with --missing_images drop."
         )
     print(f"Left out: {len(broken):,} broken images, the first is {name} ({fault}).")
+
+
+def _report_copies(pool: Sequence[str], originals: Sequence[int], num_candidates: int) -> None:
+    copies = [(index, original) for index, original in enumerate(originals) if index != original]
+    if not copies:
+        return
+    index, original = copies[0]
+    print(
+        f"Copies: {len(copies):,} images of the pool show the picture of another, the first is {pool[index]}, that of "
+        f"{pool[original]}; no sample shows a picture twice."
+    )
+    if len(pool) - len(copies) < num_candidates:
+        raise UserError(
+            f"The pool has {len(pool) - len(copies)} different pictures, too few for samples of N = {num_candidates}."
+        )
+
+
+def _report_near(with_correct: Sequence[int], among_others: Sequence[int]) -> None:
+    for numbers, what in ((with_correct, "the correct image and another"), (among_others, "two other images")):
+        if numbers:
+            print(f"  {len(numbers):,} of them show {what} that are nearly identical, the first is {numbers[0]}.")
 
 
 def _check_pool(size: int, num_candidates: Sequence[int], num_samples: int, distinct: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from lad_pl.data.prepare.pickles import read_pickle
 from lad_pl.data.prepare.pictures import picture_format, write_picture
 from lad_pl.data.prepare.table_reader import read_rows
 from lad_pl.errors import UserError
-from lad_pl.files import read_json
+from lad_pl.files import brief, is_writable, read_json, read_text, split_lines
 
 Categories = dict[str, frozenset[int | str]]
 """The object categories of each image, by image name."""
@@ -110,6 +111,8 @@ def _read_values(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} must hold either COCO's images and annotations or an object that maps image names to values."
         )
+    for name in content:
+        _text(name, f"{path}: an image name")
     return content
 
 
@@ -122,9 +125,10 @@ def _image_names(content: Mapping[str, Any], path: str | Path) -> dict[int | str
     images = [
         _fields(entry, ("id", "file_name"), f"{path}: images[{row}]") for row, entry in enumerate(content["images"])
     ]
-    for field, values in zip(("id", "file_name"), zip(*images, strict=True), strict=False):
-        _no_duplicates(values, f"{path}: images", field)
-    return {image_id: _text(name, f"{path}: the file_name of image {image_id}") for image_id, name in images}
+    _no_duplicates((image_id for image_id, _ in images), f"{path}: images", "id")
+    names = {image_id: _text(name, f"{path}: the file_name of image {image_id}") for image_id, name in images}
+    _no_duplicates(names.values(), f"{path}: images", "file_name")
+    return names
 
 
 def _annotations(
@@ -163,20 +167,25 @@ def read_flickr(path: str | Path) -> CaptionedImages:
     """
     if Path(path).suffix == ".json":
         return _read_karpathy(path)
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8: {error}.") from error
+    text = read_text(path)
+    lines = split_lines(text)
     header = lines[0].replace(" ", "") if lines else ""
     if header.startswith("image") and "|" in header:
         rows = [line.split("|", 2) for line in lines]
         return CaptionedImages.gather(_columns(rows, 3, path))
     if header == "image,caption":
-        return CaptionedImages.gather(_columns(list(csv.reader(lines)), 2, path))
+        return CaptionedImages.gather(_columns(_csv_rows(text, path), 2, path))
     rows = [line.split("\t") for line in lines]
     return CaptionedImages.gather((name.rpartition("#")[0], text) for name, text in _token_rows(rows, path))
+
+
+def _csv_rows(text: str, path: str | Path) -> list[list[str]]:
+    """Rows of cells; the line breaks within a cell become spaces."""
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise UserError(f"{path} is not valid CSV: {error}.") from error
+    return [[" ".join(cell.split("\n")) for cell in row] for row in rows]
 
 
 def _columns(rows: list[list[str]], count: int, path: str | Path) -> Iterator[tuple[str, str]]:
@@ -202,6 +211,10 @@ def _read_karpathy(path: str | Path) -> CaptionedImages:
     if not isinstance(images, list):
         raise UserError(f"{path} has no list 'images'; Karpathy's files have one, with filename and sentences.")
     entries = [_fields(entry, ("filename", "sentences"), f"{path}: images[{row}]") for row, entry in enumerate(images)]
+    for row, (name, sentences) in enumerate(entries):
+        if not isinstance(sentences, list):
+            raise UserError(f"{path}: images[{row}]: sentences must be a list, not {brief(sentences)}.")
+        _text(name, f"{path}: images[{row}]: the filename")
     _no_duplicates((name for name, _ in entries), f"{path}: images", "filename")
     pairs = [
         (name, _text(_fields(sentence, ("raw",), where)[0], where))
@@ -258,13 +271,13 @@ def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: s
     if isinstance(picture, bytes):
         picture = {"bytes": picture}
     if not isinstance(picture, dict):
-        raise UserError(f"{where} holds no picture but {str(picture)[:80]!r}; name the folder of the images: --images.")
+        raise UserError(f"{where} holds no picture but {brief(picture)}; name the folder of the images: --images.")
     try:
         content = picture.get("bytes") or Path(picture.get("path") or "").read_bytes()
     except OSError as error:
         raise UserError(f"{where}: the picture {picture.get('path')} cannot be read: {error.strerror}.") from error
     digest = hashlib.sha256(content).hexdigest()
-    name = Path(picture.get("path") or "").name
+    name = Path(picture.get("path") or "").name.replace("..", "")
     name = name or digest[:16] + _SUFFIXES.get(picture_format(content) or "", "")  # what cannot be read is found later
     if digests.setdefault(name, digest) != digest:
         raise UserError(f"{where}: two different pictures have the name {name}.")
@@ -282,13 +295,15 @@ def _fields(entry: Any, names: tuple[str, ...], where: str) -> tuple[Any, ...]:
         if name not in entry:
             raise UserError(f"{where} lacks '{name}'.")
         if name.endswith("id") and type(entry[name]) not in (int, str):
-            raise UserError(f"{where}: {name} must be a number or a text, not {str(entry[name])[:80]}.")
+            raise UserError(f"{where}: {name} must be a number or a text, not {brief(entry[name])}.")
     return tuple(entry[name] for name in names)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{where} must be a text, not {str(value)[:80]!r}.")
+        raise UserError(f"{where} must be a text, not '{brief(value)}'.")
+    if not is_writable(value):
+        raise UserError(f"{where} is {brief(value)}, with half of a character, which UTF-8 cannot write.")
     return value
 
 
@@ -296,5 +311,5 @@ def _no_duplicates(values: Iterable[Any], where: str, field: str) -> None:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
         raise UserError(
-            f"{where}: {len(repeated)} values of {field} occur more than once, the first is {repeated[0]!r}."
+            f"{where}: {len(repeated)} values of {field} occur more than once, the first is {brief(repeated[0])}."
         )

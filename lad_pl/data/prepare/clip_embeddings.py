@@ -100,6 +100,12 @@ class Embeddings:
     computed: int
     """How many were not in the store before."""
 
+    def of(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings of some of the images, and of their captions."""
+        rows = {name: row for row, name in enumerate(self.names)}
+        order = [rows[name] for name in names]
+        return self.images[order], self.texts[order]
+
 
 def embed(
     captions: Mapping[str, str],

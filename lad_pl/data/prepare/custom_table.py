@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from lad_pl.data.prepare.questions import (
 )
 from lad_pl.data.prepare.table_reader import Rows, read_rows
 from lad_pl.errors import UserError
+from lad_pl.files import parse_json
 
 Answer = Literal["index", "number", "letter", "none"]
 _DEFAULT_COLUMNS = {
@@ -138,8 +138,8 @@ def _list(value: Any) -> list[Any]:
     """The cell as a list; a text may hold a list as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            value = parse_json(value)
+        except (ValueError, RecursionError) as error:
             raise SkipItem("a list that is no valid JSON") from error
     return list(value) if isinstance(value, list | tuple) else [value]
 

@@ -38,6 +38,8 @@ class Pool:
     """Caption embeddings, float32 (P, D), rows of unit length."""
     categories: Tensor | None = None
     """Category sets as bits, int64 (P, words), see :func:`category_bits`; None where images have no categories."""
+    originals: Tensor | None = None
+    """The first image of the pool with the same picture, the image itself as a rule, int64 (P,); None: all differ."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,7 +51,7 @@ class Exclusions(NamedTuple):
     candidates: int
     same_categories: int
     similar_caption: int
-    """Excluded by their caption alone."""
+    """Excluded by their caption alone. Copies of other images count nowhere."""
 
 
 def category_bits(sets: Sequence[frozenset[int | str]]) -> Tensor:
@@ -74,7 +76,8 @@ def nearest_candidates(
 ) -> Tensor:
     """Pool indices of the k nearest candidates of each anchor, int64 (A, k), nearest first.
 
-    A row is -1 throughout if the anchor has fewer than k candidates. Ties in similarity go to the earlier image of the
+    Copies of the anchor are no candidates, and of several copies of one picture only the first may be. A row is -1
+    throughout if the anchor has fewer than k candidates. Ties in similarity go to the earlier image of the
     pool; they are found in double precision, as single precision can give equal images different similarities.
 
     Args:
@@ -95,11 +98,10 @@ def nearest_candidates(
 def exclusions(pool: Pool, anchor: int, max_text_similarity: float = 0.9, exclude: Exclusion = "subset") -> Exclusions:
     """How many images each rule of :func:`nearest_candidates` excludes for an anchor."""
     row = torch.tensor([anchor])
-    excluded = excluded_by_category(pool.categories, row, exclude, len(pool))[0]
-    excluded[anchor] = True
-    similar = (pool.texts @ pool.texts[anchor] >= max_text_similarity) & ~excluded
-    same, also = int(excluded.sum()) - 1, int(similar.sum())
-    return Exclusions(len(pool) - 1 - same - also, same, also)
+    others = ~copies(pool, row)[0]
+    same = excluded_by_category(pool.categories, row, exclude, len(pool))[0] & others
+    similar = (pool.texts @ pool.texts[anchor] >= max_text_similarity) & others & ~same
+    return Exclusions(int((others & ~same & ~similar).sum()), int(same.sum()), int(similar.sum()))
 
 
 class Miner:
@@ -111,6 +113,7 @@ class Miner:
         categories: of the images, where they are known.
         max_text_similarity: as in :func:`nearest_candidates`.
         exclude: as in :func:`nearest_candidates`.
+        originals: the first image with the same picture, by index into ``names``.
     """
 
     def __init__(
@@ -120,11 +123,10 @@ class Miner:
         categories: Categories | None,
         max_text_similarity: float,
         exclude: Exclusion,
+        originals: Sequence[int],
     ) -> None:
-        rows = {name: row for row, name in enumerate(embedded.names)}
-        order = [rows[name] for name in names]
         bits = None if categories is None else category_bits([categories[name] for name in names])
-        self.pool = Pool(embedded.images[order], embedded.texts[order], bits)
+        self.pool = Pool(*embedded.of(names), bits, torch.tensor(originals))
         self.names, self.max_text_similarity, self.exclude = names, max_text_similarity, exclude
 
     def negatives(self, anchors: Sequence[int], n: int) -> list[tuple[int, ...]]:
@@ -153,7 +155,7 @@ class Miner:
 def _block(pool: Pool, rows: Tensor, k: int, max_text_similarity: float, exclude: Exclusion) -> Tensor:
     similarity = pool.images[rows] @ pool.images.T
     similarity[excluded_by_category(pool.categories, rows, exclude, len(pool))] = -torch.inf
-    similarity.scatter_(1, rows[:, None], -torch.inf)  # the anchor itself
+    similarity[copies(pool, rows)] = -torch.inf
     # Few captions are alike, so it mostly suffices to compare those of a few nearest images.
     size = min(k + _SPARE, len(pool))
     near, columns = similarity.topk(size)
@@ -170,6 +172,13 @@ def _block(pool: Pool, rows: Tensor, k: int, max_text_similarity: float, exclude
         place, column = ((similarity >= bound[:, None]) & bound.isfinite()[:, None]).nonzero(as_tuple=True)
         pairs.append(torch.stack([rest[place], column]))
     return _rank(pool.images, rows, torch.cat(pairs, dim=1), k)
+
+
+def copies(pool: Pool, rows: Tensor) -> Tensor:
+    """Which pool images show an anchor's own picture or that of an earlier image, bool (A, P)."""
+    every = torch.arange(len(pool))
+    originals = every if pool.originals is None else pool.originals
+    return (originals != every) | (every == originals[rows, None]) | (every == rows[:, None])
 
 
 def _bound(similarity: Tensor, k: int) -> Tensor:

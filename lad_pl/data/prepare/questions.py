@@ -15,7 +15,7 @@ from typing import Any
 
 from lad_pl.data.prepare.pictures import picture_format, write_picture
 from lad_pl.errors import UserError
-from lad_pl.files import atomic_write
+from lad_pl.files import atomic_write, is_writable
 from lad_pl.prompts.template import identifiers
 
 QUESTION_TEMPLATE = (
@@ -233,6 +233,8 @@ class AnnotationWriter:
             raise SkipItem("an id that came before")
         if len(set(images)) < len(images):
             raise SkipItem("the same image twice, so that the correct answer would be ambiguous")
+        if not all(map(is_writable, (name, *images, caption))):
+            raise SkipItem("a text has characters that cannot be written")
         self._ids.add(name)
         sample: dict[str, Any] = {"id": name, "image_ids": list(images), "caption": caption}
         if index is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 import rich.progress
 
 from lad_pl.errors import UserError
-from lad_pl.files import read_json
+from lad_pl.files import parse_json, read_json, read_text, split_lines
 
 
 @dataclass
@@ -63,8 +63,6 @@ def read_rows(source: str, split: str | None = None, subset: str | None = None) 
             rows = reader(path)
         except OSError as error:
             raise UserError(f"Cannot read {source}: {error.strerror or error}.") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{source} is not UTF-8 text ({error}).") from error
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         rows = _read_data_set(source, split, subset)
     else:
@@ -76,17 +74,16 @@ def read_rows(source: str, split: str | None = None, subset: str | None = None) 
 
 def _read_jsonl(path: Path) -> Rows:
     entries: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                raise UserError(f"{path}, line {number} is empty; every line must be a JSON object.")
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number} is not valid JSON: {error}.") from error
-            if not isinstance(entry, dict):
-                raise UserError(f"{path}, line {number} is not a JSON object.")
-            entries.append(entry)
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
+        if not line.strip():
+            raise UserError(f"{path}, line {number} is empty; every line must be a JSON object.")
+        try:
+            entry = parse_json(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is not valid JSON: {error}.") from error
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}, line {number} is not a JSON object.")
+        entries.append(entry)
     return Rows(str(path), _keys(entries), len(entries), entries, "line")
 
 
@@ -98,16 +95,15 @@ def _read_json(path: Path) -> Rows:
 
 
 def _read_csv(path: Path) -> Rows:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        entries = []
-        try:
-            for entry in reader:
-                if None in entry or None in entry.values():
-                    raise UserError(f"{path}, line {reader.line_num} has not as many cells as the first line.")
-                entries.append(entry)
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}.") from error
+    reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
+    entries = []
+    try:
+        for entry in reader:
+            if None in entry or None in entry.values():
+                raise UserError(f"{path}, line {reader.line_num} has not as many cells as the first line.")
+            entries.append(entry)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}.") from error
     return Rows(str(path), list(reader.fieldnames or []), len(entries), entries)
 
 

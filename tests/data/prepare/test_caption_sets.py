@@ -1,6 +1,8 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 from paths import SHARED
@@ -187,6 +189,50 @@ def test_flickr_and_any_table(data, clip, tmp_path, capsys):
         for difficulty in ("random", "adversarial"):
             name = f"annotations_{n}_1_{difficulty}.json"
             assert (tmp_path / "table" / name).read_text() == (tmp_path / "flickr" / name).read_text()
+
+
+# ---------------------------------------------------------------------------------------------------- copies
+
+
+@pytest.mark.parametrize("compat", [None, "published"])
+def test_no_prepared_sample_shows_a_picture_twice(data, clip, capsys, compat) -> None:
+    coco(**data, model=clip, **SMALL, compat=compat)
+    assert "Copies" not in capsys.readouterr().out
+    files = [(n, difficulty) for n in (4, 6) for difficulty in ("random", "adversarial")]
+    before = {file: annotations(data, *file) for file in files}
+    photos, names = Path(data["images"]), sorted(json.loads(Path(data["captions"]).read_text()))
+    picture = {name: name for name in names}
+    generator = Random(0)
+    for copy, name in zip(generator.sample(names[20:], 12), generator.choices(names[:20], k=12), strict=True):
+        shutil.copy(photos / name, photos / copy)
+        picture[copy] = name
+    coco(**data, model=clip, **SMALL, compat=compat, rebuild=True)
+    shown_twice = 0
+    for n, difficulty in files:
+        for old, new in zip(before[n, difficulty], annotations(data, n, difficulty), strict=True):
+            assert len({picture[name] for name in new["image_ids"]}) == n
+            assert (old["target"], old["index"]) == (new["target"], new["index"])
+            twice = len({picture[name] for name in old["image_ids"]}) < n
+            shown_twice += twice
+            if difficulty == "random" and not twice:
+                assert new == old
+    assert shown_twice
+    assert "Copies: 12 images of the pool show the picture of another, the first is" in capsys.readouterr().out
+
+
+def test_too_few_different_pictures(data) -> None:
+    names = sorted(path for path in Path(data["images"]).iterdir())
+    for name in names[5:]:
+        shutil.copy(names[0], name)
+    with pytest.raises(UserError, match="has 5 different pictures, too few for samples of N = 6"):
+        coco(**data, difficulties=["random"], **SMALL)
+
+
+def test_what_is_nearly_identical_is_said(data, clip, capsys) -> None:
+    coco(**data, model=clip, **{**SMALL, "num_candidates": [4]}, near_identical=-1.0)
+    printed = capsys.readouterr().out
+    assert printed.count("12 of them show the correct image and another that are nearly identical, the first is 0") == 2
+    assert printed.count("12 of them show two other images that are nearly identical, the first is 0") == 2
 
 
 # ------------------------------------------------------------------------------------------------- bad input

@@ -94,6 +94,89 @@ class Harmful:
         return Path.touch, (self.path,)
 
 
+def shared(levels: int) -> list:
+    """Lists of lists, ten times the same in each, so that 10 ** levels texts can be read out of it."""
+    value: list = ["a"]
+    for _ in range(levels):
+        value = [value] * 10
+    return value
+
+
+def holding_itself() -> dict:
+    value: list = []
+    value.append(value)
+    return {"a.jpg": value}
+
+
+KEY = b"\x80\x04}%sK\x01s."  # a dict with one key
+HOSTILE = {
+    "shared lists": pickle.dumps({"a.jpg": shared(40)}),
+    "shared lists in COCO's form": pickle.dumps({"images": [{"id": 1, "file_name": shared(40)}], "annotations": []}),
+    "shared lists, once": pickle.dumps(dict.fromkeys(map(str, range(20_000)), ["x"] * 20_000)),
+    "shared tuples as a key": KEY % (b"K\x01\x85" + b"2\x86" * 100),
+    "shared tuples in a set": b"\x80\x02}\x8c\x01ac__builtin__\nset\n]K\x01\x85" + b"2\x86" * 100 + b"a\x85Rs.",
+    "deep lists": b"\x80\x04}\x8c\x01a" + b"]" * 30_000 + b"a" * 29_999 + b"s.",
+    "deep tuples as a key": KEY % (b")" + b"\x85" * 500_000),
+    "itself": pickle.dumps(holding_itself()),
+    "a number of 5000 digits": pickle.dumps({"a.jpg": 10**5000}),
+    "a place far away": b"\x80\x04}r\xff\xff\xff\x7f.",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_pickles_end_in_one_line(tmp_path, kind):
+    """None is read out, printed or hashed: each would take hours, or the process with it."""
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(HOSTILE[kind])
+    for reader in (read_coco, read_categories):
+        with pytest.raises(UserError) as error:
+            reader(path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_parts_that_pickles_share_as_a_rule(tmp_path):
+    colours, few = {1, 2}, ["One", "Two"]
+    content = {f"{number}.jpg": colours for number in range(1000)}
+    (tmp_path / "shared.pkl").write_bytes(pickle.dumps(content))
+    assert read_categories(tmp_path / "shared.pkl") == {name: frozenset({1, 2}) for name in content}
+    (tmp_path / "shared.pkl").write_bytes(pickle.dumps({"a.jpg": few, "b.jpg": few, "c.jpg": ("Three",)}))
+    assert read_coco(tmp_path / "shared.pkl").captions == {"a.jpg": few, "b.jpg": few, "c.jpg": ["Three"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a.jpg": "half \ud83d"}, "the caption of a.jpg is 'half .ud83d', with half of a character"),
+        ({"\ud83d.jpg": "A dog"}, "an image name is '.ud83d.jpg', with half of a character"),
+        ({"images": [{"id": 1, "file_name": ["a.jpg"]}], "annotations": []}, "file_name of image 1 must be a text"),
+        ({"images": [{"filename": ["a.jpg"], "sentences": []}]}, "the filename must be a text"),
+        ({"images": [{"filename": "a.jpg", "sentences": 3}]}, "sentences must be a list, not 3"),
+        ('{"a.jpg": "A dog", "a.jpg": "A cat"}', "an object has the key 'a.jpg' twice"),
+        ("[" * 100_000, "is not valid JSON"),
+    ],
+)
+def test_captions_that_mean_nothing(tmp_path, content, message):
+    path = tmp_path / "captions.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    reader = read_flickr if "filename" in path.read_text() else read_coco
+    with pytest.raises(UserError, match=message) as error:
+        reader(path)
+    assert "\n" not in str(error.value)
+    str(error.value).encode()
+
+
+def test_lines_and_their_ends(tmp_path):
+    """Line breaks in a quoted cell keep its words apart; only a line feed ends a line of a token file."""
+    path = tmp_path / "captions.txt"
+    path.write_bytes(b'\xef\xbb\xbfimage,caption\r\na.jpg,"first line\r\nsecond line"\r\n')
+    assert read_flickr(path).captions == {"a.jpg": ["first line second line"]}
+    path.write_text("\ufeffa.jpg#0\tOne\u2028two\x85\nb.jpg#0\tThree\n", encoding="utf-8")
+    assert read_flickr(path).captions == {"a.jpg": ["One\u2028two\x85"], "b.jpg": ["Three"]}
+    path.write_text("a.jpg#0\tOne\n", encoding="utf-16")
+    with pytest.raises(UserError, match="is UTF-16 text; save it as UTF-8"):
+        read_flickr(path)
+
+
 def test_a_pickle_runs_nothing(tmp_path):
     (tmp_path / "harm.pkl").write_bytes(pickle.dumps({"a.jpg": Harmful(tmp_path / "harmed")}))
     with pytest.raises(UserError, match="nothing else is loaded from a pickle"):

@@ -544,6 +544,8 @@ def test_embedded_and_paths_do_not_mix(tmp_path: Path, photos: list[str]) -> Non
         ("a.jsonl", '{"id": 1}\n{"id": 2\n', "line 2 is not valid JSON"),
         ("a.jsonl", '{"id": 1}\n\n{"id": 2}\n', "line 2 is empty"),
         ("a.jsonl", '{"id": 1}\n[2]\n', "line 2 is not a JSON object"),
+        ("a.jsonl", '{"id": 1}\n{"id": 2, "id": 3}\n', "line 2 is not valid JSON: an object has the key 'id' twice"),
+        ("a.json", '[{"id": 2, "id": 3}]', "an object has the key 'id' twice"),
         ("a.jsonl", "", "has no rows"),
         ("a.json", '{"id": 1}\n{"id": 2}\n', "is not valid JSON: Extra data.*Name it .jsonl"),
         ("a.json", '{"id": 1}', "must hold a JSON list of objects"),
@@ -569,6 +571,17 @@ def test_tables_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes('{"id": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8"):
         read_rows(str(tmp_path / "latin.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_byte_order_marks(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"marked.{suffix}"
+    content = {"jsonl": '{"id": "é"}\r\n', "json": '[{"id": "é"}]', "csv": "id\r\né\r\n"}[suffix]
+    path.write_text(content, encoding="utf-8-sig", newline="")
+    assert [row for _, row in read_rows(str(path))] == [{"id": "é"}]
+    path.write_text(content, encoding="utf-16")
+    with pytest.raises(UserError, match="is UTF-16 text; save it as UTF-8"):
+        read_rows(str(path))
 
 
 def test_wrong_columns_name_what_there_is(tmp_path: Path) -> None:
