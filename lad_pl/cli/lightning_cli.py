@@ -19,7 +19,7 @@ from lad_pl.analysis.table import metrics_table, recall_table
 from lad_pl.calibrate import load_calibration
 from lad_pl.cli.commands import LIGHTNING_COMMANDS
 from lad_pl.cli.configuration import with_configs
-from lad_pl.cli.parser import StrictParsing, with_paths
+from lad_pl.cli.parser import StrictParser, with_paths
 from lad_pl.cli.photo_options import HELP, add_photo_options, translated
 from lad_pl.cli.safety import check_appended, check_typed
 from lad_pl.cli.stage_help import CKPT_PATH, StageHelp
@@ -85,7 +85,7 @@ class SaveRunConfig(SaveConfigCallback):
     on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = on_train_start
 
 
-class StageParser(StrictParsing, LightningArgumentParser):
+class StageParser(StrictParser, LightningArgumentParser):
     """Of fit, validate, test and predict."""
 
 

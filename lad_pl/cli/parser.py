@@ -30,8 +30,8 @@ _ODD = (
 )
 
 
-class StrictParsing:
-    """Mixed into a parser's class: values are refused where the option's type has no null, or no infinity.
+class StrictParser(ArgumentParser):
+    """Refuses values where the option's type has no null, or no infinity.
 
     jsonargparse itself takes ``null`` for "not given" wherever it stands. The parsers of the classes that a value
     names, such as a data class, are of the same kind, so that a user's own classes are checked as well.
@@ -44,12 +44,12 @@ class StrictParsing:
         """Add an option; ``--option+=value`` adds to a default that is a tuple as to a list."""
         if isinstance(options.get("default"), tuple):
             options["default"] = list(options["default"])
-        return super().add_argument(*args, **options)  # type: ignore[misc]
+        return super().add_argument(*args, **options)
 
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
         """Parse a configuration file; its name stands before what is wrong in it."""
         try:
-            return super().parse_path(path, *args, **options)  # type: ignore[misc]
+            return super().parse_path(path, *args, **options)
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is no UTF-8 text; save it as UTF-8.") from error
 
@@ -57,9 +57,11 @@ class StrictParsing:
         """Parse the text of a configuration, which may not be empty."""
         if not content.strip():
             raise UserError(f"{path or 'The configuration'} is empty; write options into it, or leave it out.")
-        return super().parse_string(content, path, **options)  # type: ignore[misc]
+        return super().parse_string(content, path, **options)
 
-    def parse_args(self, args: Any = None, *positional: Any, **options: Any) -> Namespace:
+    def parse_args(  # type: ignore[override]
+        self, args: Any = None, *positional: Any, **options: Any
+    ) -> Namespace:
         """Parse a command line.
 
         Raises:
@@ -67,7 +69,7 @@ class StrictParsing:
             argparse.ArgumentError: an option cannot be parsed.
         """
         try:
-            return super().parse_args(args, *positional, **options)  # type: ignore[misc]
+            return super().parse_args(args, *positional, **options)
         except _ODD as error:  # values that jsonargparse does not foresee
             raise UserError(f"The options cannot be read ({type(error).__name__}: {first_line(error)}).") from error
 
@@ -79,10 +81,10 @@ class StrictParsing:
             TypeError, KeyError: as jsonargparse.
         """
         self._check_sections(namespace)
-        for action in self._actions:  # type: ignore[attr-defined]
+        for action in self._actions:
             if action.dest in namespace:
                 self._check_value(action, namespace[action.dest])
-        super().validate(namespace, *positional, **options)  # type: ignore[misc]
+        super().validate(namespace, *positional, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise an ArgumentError; of a mistyped option it names the one that is meant."""
@@ -90,17 +92,17 @@ class StrictParsing:
         if typed and "did you mean" not in message and "before subcommand" not in message:
             close = _close_to(typed[1], {*self._all_options()})
             message += f" (did you mean {close}?)" if close else ""
-        return super().error(message, ex)  # type: ignore[misc]
+        return super().error(message, ex)
 
     def _check_sections(self, namespace: Namespace) -> None:
-        for name in self.groups or ():  # type: ignore[attr-defined]
+        for name in self.groups or ():
             if name in namespace and not isinstance(namespace[name], Namespace):
                 raise UserError(f"{name} {not_options(namespace[name])}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if value is None and action.default is not None:
             try:
-                super().validate(Namespace({action.dest: None}), skip_unset=False, skip_required=True)  # type: ignore[misc]
+                super().validate(Namespace({action.dest: None}), skip_unset=False, skip_required=True)
             except TypeError as error:
                 raise UserError(f"{action.dest} is null, and has no such value; give one, or leave it out.") from error
         for name, number in _numbers(value, action.dest):
@@ -110,7 +112,7 @@ class StrictParsing:
                 raise UserError(f"{name} is {number:.3e}, which is too large for a number.")
 
     def _all_options(self) -> Iterator[str]:
-        for action in self._actions:  # type: ignore[attr-defined]
+        for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
                     yield from parser._all_options()
@@ -145,10 +147,12 @@ def _allows_infinity(action: argparse.Action, value: float) -> bool:
     return value == action.default or (bool(described) and not math.isnan(value))
 
 
-class Parser(StrictParsing, ArgumentParser):
+class Parser(StrictParser):
     """Of the commands that need no model."""
 
-    def parse_args(self, args: Any = None, *positional: Any, **options: Any) -> Namespace:
+    def parse_args(  # type: ignore[override]
+        self, args: Any = None, *positional: Any, **options: Any
+    ) -> Namespace:
         """Parse a command line; ``~`` and variables in paths are replaced."""
         return with_paths(super().parse_args(args, *positional, **options), PATHS)
 
