@@ -80,10 +80,7 @@ class StrictParser(ArgumentParser):
             UserError: a section is empty, a value is ``null`` where the type has none, or no finite number.
             TypeError, KeyError: as jsonargparse.
         """
-        self._check_sections(namespace)
-        for action in self._actions:
-            if action.dest in namespace:
-                self._check_value(action, namespace[action.dest])
+        self._check_all(namespace)
         super().validate(namespace, *positional, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -94,10 +91,17 @@ class StrictParser(ArgumentParser):
             message += f" (did you mean {close}?)" if close else ""
         return super().error(message, ex)
 
-    def _check_sections(self, namespace: Namespace) -> None:
+    def _check_all(self, namespace: Namespace) -> None:
+        """Before jsonargparse's own checks, which would name what is missing first."""
         for name in self.groups or ():
             if name in namespace and not isinstance(namespace[name], Namespace):
                 raise UserError(f"{name} {not_options(namespace[name])}")
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name in action.choices.keys() & vars(namespace):
+                    action.choices[name]._check_all(namespace[name])
+            elif action.dest in namespace:
+                self._check_value(action, namespace[action.dest])
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if value is None and action.default is not None:
