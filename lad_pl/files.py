@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator
@@ -124,3 +125,31 @@ def asset(relative: str) -> Path:
         if (root / relative).exists():
             return root / relative
     raise UserError(f"This installation lacks {relative}; install lad_pl anew, from a wheel or a full checkout.")
+
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+def expanded(path: str) -> str:
+    """A path with a leading ``~`` and environment variables (``$NAME``, ``${NAME}``) replaced.
+
+    What exists under the very name, a folder called ``$x`` for instance, is meant as it is written.
+
+    Raises:
+        UserError: a variable is not set.
+    """
+    special = next((place for place in _prefixes(path) if place.name.startswith("~") or "$" in place.name), None)
+    if special is None or os.path.lexists(special):
+        return path
+    if special.parent == Path():  # only a path's beginning can be somebody's home
+        path = os.path.expanduser(path)
+    for variable in _VARIABLE.findall(path):
+        if variable.strip("{}") not in os.environ:
+            raise UserError(f"{path} names the environment variable {variable.strip('{}')}, which is not set.")
+    return os.path.expandvars(path)
+
+
+def _prefixes(path: str) -> Iterator[Path]:
+    """The path's beginnings, the shortest first."""
+    whole = Path(path)
+    yield from (*reversed(whole.parents), whole)

@@ -45,8 +45,8 @@ class ReadoutSettings:
 
     def __post_init__(self) -> None:
         check_at_least(1, **{"readout.top_layers": self.top_layers})
-        if not self.temperature > 0:
-            raise UserError(f"readout.temperature is {self.temperature}; it must be positive.")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"readout.temperature is {self.temperature}; it must be positive, and finite.")
         if not 0 <= self.head_exponent < math.inf:
             raise UserError(f"readout.head_exponent is {self.head_exponent}; it must be at least 0, and finite.")
 

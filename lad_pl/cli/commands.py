@@ -35,15 +35,21 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     """
     from jsonargparse import auto_cli
 
+    from lad_pl.cli.configuration import check_files, with_configs
+    from lad_pl.cli.parser import Parser
+
+    arguments = with_configs(arguments)
+    check_files(arguments)
+    settings: dict[str, Any] = {"args": list(arguments), "parser_class": Parser, "prog": f"lad_pl {command}"}
     if command == "prepare":
         from lad_pl.data.prepare.commands import COMMANDS
 
         builders: Any = COMMANDS  # auto_cli's type knows no plain dict
-        auto_cli(builders, args=list(arguments), as_positional=False, prog="lad_pl prepare", exit_on_error=False)
+        auto_cli(builders, as_positional=False, **settings)
     elif command == "download":
         from lad_pl.data.prepare.download import download
 
-        auto_cli(download, args=list(arguments), as_positional=True, prog="lad_pl download", exit_on_error=False)
+        auto_cli(download, as_positional=True, **settings)
     elif command == "sweep":
         from lad_pl.analysis.sweep.command import sweep
 
@@ -62,10 +68,10 @@ def _on_runs(
     function: Callable[..., Any], folders: str, count: str | None, command: str, arguments: Sequence[str]
 ) -> None:
     """Run a function whose first parameter is one run folder or several, given without an option's name."""
-    from jsonargparse import ArgumentParser
+    from lad_pl.cli.parser import Parser
 
     description = " ".join((function.__doc__ or "").partition("Args:")[0].split())
-    parser = ArgumentParser(prog=f"lad_pl {command}", exit_on_error=False, description=description)
+    parser = Parser(prog=f"lad_pl {command}", description=description)
     several: dict[str, Any] = {} if count is None else {"nargs": count}
     about = "run folders of finished tests" if several else "the run folder, after fit and test"
     parser.add_argument(folders, type=Path, help=about, **several)

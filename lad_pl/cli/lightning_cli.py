@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -18,16 +18,25 @@ from lad_pl.analysis.photo_ranking import rank_photos, ranking_table, write_cont
 from lad_pl.analysis.table import metrics_table, recall_table
 from lad_pl.calibrate import load_calibration
 from lad_pl.cli.commands import LIGHTNING_COMMANDS
+from lad_pl.cli.configuration import with_configs
+from lad_pl.cli.parser import StrictParser, with_paths
 from lad_pl.cli.photo_options import HELP, add_photo_options, translated
+from lad_pl.cli.safety import check_appended, check_typed
 from lad_pl.cli.stage_help import CKPT_PATH, StageHelp
 from lad_pl.data import MultiImageData, PhotoData
 from lad_pl.errors import UserError
-from lad_pl.files import asset
+from lad_pl.files import asset, atomic_write, expanded
 from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.run.folder import RunFolder
 from lad_pl.run.processes import FAILED, LOST, is_lost_contact, reported_by_another
+from lad_pl.vlm.layers import parse_range
 
 PHOTO_OPTIONS = tuple(name.removeprefix("--") for name in HELP)
+# Options of this name are paths, whatever class they belong to.
+_PATHS = (
+    *("annotations", "images", "calibration_annotations", "validation_annotations", "photos", "ckpt_path"),
+    *("default_root_dir", "save_dir", "dirpath", "cache_dir", "offload_folder"),
+)
 _NO_LIMITS = "leave the trainer's limit_..._batches, max_epochs and fast_dev_run as they are"
 
 # A calibration needs none of these, and a run should print only what matters.
@@ -67,13 +76,17 @@ class SaveRunConfig(SaveConfigCallback):
         """Write the configuration, as any of the commands can read it again."""
         if trainer.is_global_zero:
             config = self.config.clone()
-            for name in ("ckpt_path", *PHOTO_OPTIONS):
+            for name in ("ckpt_path", "model.overwrite", *PHOTO_OPTIONS):  # of this one run
                 config.pop(name, None)
-            path = pl_module.run_folder.path / self.config_filename
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.parser.dump(config, skip_none=False, skip_validation=True), encoding="utf-8")
+            text = self.parser.dump(config, skip_none=False, skip_validation=True)
+            with atomic_write(pl_module.run_folder.path / self.config_filename) as path:
+                path.write_text(text, encoding="utf-8")
 
     on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = on_train_start
+
+
+class StageParser(StrictParser, LightningArgumentParser):
+    """Of fit, validate, test and predict."""
 
 
 class CLI(LightningCLI):
@@ -84,7 +97,7 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        typed, self.contact_sheet = translated(arguments)
+        typed, self.contact_sheet = translated(with_configs(arguments))
         # Building a parser takes a third of a second: where the command comes first, only its own is built.
         self._commands = [name for name in LIGHTNING_COMMANDS if name in typed[:1]] or [*LIGHTNING_COMMANDS]
         super().__init__(
@@ -96,9 +109,16 @@ class CLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=False,
             trainer_defaults=_TRAINER_DEFAULTS,
+            parser_class=StageParser,
             parser_kwargs=_parser_settings(self._commands, typed),
             args=typed,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse and check the command line."""
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        self.config[command] = checked(self.config[command], args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Without a class, ``--data`` options are those of annotation files."""
@@ -201,6 +221,28 @@ class CLI(LightningCLI):
             print(line)
 
 
+def checked(config: Namespace, arguments: Sequence[str]) -> Namespace:
+    """A command's configuration with ``~`` and variables in paths replaced.
+
+    Args:
+        config: of the command, as parsed.
+        arguments: of the command line, which alone may turn on some of it.
+
+    Raises:
+        UserError: a configuration file has what counts on the command line alone, a variable is not set, or
+            ``model.layers`` names no layers.
+    """
+    for name in PHOTO_OPTIONS:  # typed ones have become options of the data
+        if config.get(name) is not None:
+            raise UserError(f"A configuration file sets {name}, which counts only as --{name} on the command line.")
+    check_typed(config, arguments)
+    check_appended(config, arguments)
+    if isinstance(config.model.layers, str):
+        parse_range(config.model.layers)  # now, and not once the model is loaded
+    config.model.vlm.path = expanded(config.model.vlm.path)
+    return with_paths(config, _PATHS)
+
+
 def run_lightning(arguments: Sequence[str]) -> int:
     """Run fit, validate, test or predict.
 
@@ -240,8 +282,8 @@ def _parser_settings(commands: Sequence[str], arguments: Sequence[str]) -> dict[
 
 
 def _prepare() -> None:
-    """Let attribute docstrings become help texts; hide expected warnings of the libraries."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    """Let attribute docstrings become help texts, read no configuration from a network; hide expected warnings."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, config_read_mode_fsspec_enabled=False)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in _EXPECTED_WARNINGS:

@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif command in OTHER_COMMANDS:
             run_command(command, typed[1:])
         elif lightning:
+            from lad_pl.cli.configuration import check_files, with_configs
+
+            check_files(with_configs(typed))  # before anything slow is imported
             from lad_pl.cli.lightning_cli import run_lightning
 
             return run_lightning(typed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
-from lad_pl.files import read_text, split_lines
+from lad_pl.files import expanded, read_text, split_lines
 
 HELP = {
     "--images": "Photos to rank: files, folders, or quoted patterns such as 'holiday/*.jpg'; in place of --data.",
@@ -44,6 +44,9 @@ def translated(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     add_photo_options(parser, extend=True)
     photos, others = parser.parse_known_args(arguments)
+    for name in ("captions", "contact_sheet"):
+        if getattr(photos, name):
+            setattr(photos, name, expanded(getattr(photos, name)))
     if photos.contact_sheet and Path(photos.contact_sheet).suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp"):
         raise UserError(f"Cannot write the contact sheet {photos.contact_sheet}; name a .jpg, .png or .webp file.")
     captions = [*(photos.caption or []), *(_lines(photos.captions) if photos.captions else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class MethodSettings:
     def __post_init__(self) -> None:
         for name in ("averaged_orders", "sofa_every", "thought_tokens", "chains", "chain_tokens"):
             check_at_least(1, **{f"method.{name}": getattr(self, name)})
+        check_at_least(1, **{"method.chain_top_k": self.chain_top_k})
+        if not 0 <= self.sofa_sigma <= 1:
+            raise UserError(f"method.sofa_sigma is {self.sofa_sigma}; it must lie between 0 and 1.")
+        if not 0 < self.chain_temperature < math.inf:
+            raise UserError(f"method.chain_temperature is {self.chain_temperature}; it must be positive, and finite.")
         if not self.content_free.strip():
             raise UserError("method.content_free is empty; give a caption that says nothing, such as N/A.")
 

@@ -66,7 +66,7 @@ class DecoderLayers:
                 "fraction of the depth such as 0.58."
             )
         else:
-            chosen = _parse_range(choice)
+            chosen = parse_range(choice)
         check_layers(chosen, self.attention)
         return chosen
 
@@ -85,8 +85,12 @@ class DecoderLayers:
         return chosen
 
 
-def _parse_range(choice: str) -> tuple[int, ...]:
-    """The layers of an inclusive range such as ``21-35``."""
+def parse_range(choice: str) -> tuple[int, ...]:
+    """The layers of an inclusive range such as ``21-35``.
+
+    Raises:
+        UserError: it is none.
+    """
     first, dash, last = choice.partition("-")
     if not (first.strip().isdigit() and dash and last.strip().isdigit()):
         raise UserError(

@@ -18,11 +18,18 @@ from lad_pl.vlm.tensor_parallel import with_plan
 _FEED_FORWARD = ("mlp", "feed_forward")
 # Options that locate the files, and so apply to the processor as well as to the weights.
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "subfolder", "token")
+_OWN_OPTIONS = ("dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code")
+_DISTRIBUTED = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
+_DECIDED = ("use_safetensors", "weights_only", "output_loading_info")
 
 
 @dataclass(frozen=True)
 class VLMSpec:
-    """A Hugging Face vision-language model, and how to load it."""
+    """A Hugging Face vision-language model, and how to load it.
+
+    Raises:
+        UserError: the number format is unknown, or ``options`` names what has an option of its own or is decided.
+    """
 
     path: str
     """Hub id (Qwen/Qwen2.5-VL-3B-Instruct), local folder with config.json, safetensors and processor files, or
@@ -41,12 +48,26 @@ class VLMSpec:
     local_files_only: bool = False
     """Use local files only; never contact the hub."""
     trust_remote_code: bool = False
-    """Run Python code from the model's repository. No supported model needs it."""
+    """Run Python code from the model's repository. No supported model needs it. On the command line alone: a
+    configuration file cannot ask for it."""
     compile: bool = False
     """Compile the feed-forward parts of language model and vision tower (torch.compile). Attention is not compiled,
     because it is read."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model's ``from_pretrained``, such as quantization_config or max_memory."""
+
+    def __post_init__(self) -> None:
+        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise UserError(f"vlm.dtype is '{self.dtype}'; choose auto, float32, bfloat16 or float16.")
+        if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.device_map is not None):
+            raise UserError("vlm.tensor_parallel is a number of processes, and goes without vlm.device_map.")
+        for name in self.options:
+            if name in _DISTRIBUTED:
+                raise UserError(f"vlm.options names '{name}'; split a model over processes by vlm.tensor_parallel.")
+            if name in _OWN_OPTIONS:
+                raise UserError(f"vlm.options names '{name}', which has an option of its own: vlm.{name}.")
+            if name in _DECIDED:
+                raise UserError(f"vlm.options names '{name}', which cannot be chosen: weights are never unpickled.")
 
     def settings(self) -> dict[str, Any]:
         """The fields that the evidence depends on beside the weights, as plain values."""
@@ -75,18 +96,6 @@ class VLMSpec:
             UserError: the folder or hub id cannot be read, is no vision-language model, lacks weights, or does not
                 have the attention backend.
         """
-        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise UserError(f"vlm.dtype is '{self.dtype}'; choose auto, float32, bfloat16 or float16.")
-        if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.device_map is not None):
-            raise UserError("vlm.tensor_parallel is a number of processes, and goes without vlm.device_map.")
-        fields = {"dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code"}
-        distributed = {"distributed_config", "tp_plan", "tp_size", "device_mesh"}
-        if distributed & set(self.options):
-            name = min(distributed & set(self.options))
-            raise UserError(f"vlm.options names '{name}'; split a model over processes by vlm.tensor_parallel.")
-        if fields & set(self.options):
-            name = min(fields & set(self.options))
-            raise UserError(f"vlm.options names '{name}', which has an option of its own: vlm.{name}.")
         model, report = self._load(
             AutoModelForImageTextToText,
             "model",

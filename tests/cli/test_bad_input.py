@@ -185,6 +185,8 @@ def test_a_run_folder_of_another_configuration(fitted_run, tmp_path, capsys) -> 
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     assert run("test", *fitted_run, "--model.readout.temperature=2", "--model.overwrite=true") == 0
     assert run("test", *fitted_run, "--model.readout.temperature=2") == 0  # the same again is no other configuration
+    saved = f"--config={tmp_path / 'run' / 'config.yaml'}"  # in which overwrite is not remembered
+    assert "readout.temperature: 2.0 there, 3.0 here" in fails(capsys, "test", saved, "--model.readout.temperature=3")
 
 
 def test_bare_dataloaders_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
