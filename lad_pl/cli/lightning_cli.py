@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import traceback
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.enums import LightningEnum
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -28,7 +34,14 @@ from lad_pl.run.folder import RunFolder
 from lad_pl.run.processes import FAILED, LOST, is_lost_contact, reported_by_another
 
 PHOTO_OPTIONS = tuple(name.removeprefix("--") for name in HELP)
-_NO_LIMITS = "leave the trainer's limit_..._batches, max_epochs and fast_dev_run as they are"
+_FEWER = "for fewer samples, set --data.num_calibration (fit) or --data.num_test (test, predict)"
+_NO_LIMITS = (
+    f"leave the trainer's limit_..._batches, fast_dev_run, max_epochs, max_steps and max_time as they are; {_FEWER}"
+)
+
+_LIBRARIES = ("lightning", "lightning_fabric", "lightning_utilities", "jsonargparse", "torch", "torchmetrics")
+"""Lightning, and what it calls."""
+_HARMLESS = ("--trainer.default_root_dir", "--trainer.enable_progress_bar")
 
 # A calibration needs none of these, and a run should print only what matters.
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -132,13 +145,6 @@ class CLI(LightningCLI):
             path = config.get("ckpt_path") or RunFolder(config.trainer.default_root_dir).calibration
             config.data.init_args.group_size = load_calibration(path)[0].num_candidates
 
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The Trainer; a UserError for options that it refuses."""
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:
-            raise UserError(f"The trainer's options do not work here: {error}") from error
-
     def _parse_ckpt_path(self) -> None:
         """Check ``--ckpt_path`` in place of Lightning, which would fail with a traceback."""
         path = self.config[self.config.subcommand].get("ckpt_path")
@@ -213,13 +219,60 @@ def run_lightning(arguments: Sequence[str]) -> int:
     _prepare()
     try:
         CLI(arguments)
-    except RuntimeError as error:
-        if not is_lost_contact(error):
+    except Exception as error:
+        if is_lost_contact(error):
+            if not reported_by_another():
+                print(f"lad_pl: {LOST}", file=sys.stderr)
+            return FAILED
+        refused = _refusal(error, arguments)
+        if refused is None:
             raise
-        if not reported_by_another():
-            print(f"lad_pl: {LOST}", file=sys.stderr)
-        return FAILED
+        raise refused from error
     return 0
+
+
+def _refusal(error: Exception, arguments: Sequence[str]) -> UserError | ArgumentError | None:
+    """What to report if Lightning has refused an option, wherever it did so; None of any other exception.
+
+    Where code of this toolkit or of the user's classes takes part in an exception, it may be a mistake there, and the
+    traceback tells where. Only that a configuration is impossible is said by one kind of exception alone.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    origin = chain[-1]
+    modules = [name for each in chain for name in _modules(each)]
+    impossible = isinstance(origin, MisconfigurationException)
+    if not all(_is_library(name) or (impossible and name.startswith("lad_pl.")) for name in modules):
+        return None
+    innermost = _modules(origin)[-1].partition(".")[0]
+    if innermost == "jsonargparse":  # which keeps the text of some exceptions, and not themselves
+        classes = re.findall(r"Problem with given class_path '([^']+)'", str(error))
+        return ArgumentError(None, str(error)) if all(map(_is_library, classes)) else None
+    if innermost == __name__.partition(".")[0] or isinstance(origin, OSError):
+        return None
+    message = " ".join(str(origin).split()) or type(origin).__name__
+    if isinstance(origin, ImportError):
+        return UserError(f"The trainer's options do not work here: {message}. Install it, or leave the option out.")
+    options = [f"--trainer.{name}" for name in signature(pl.Trainer).parameters if re.search(rf"\b{name}\b", message)]
+    typed = list(dict.fromkeys(argument.partition("=")[0].rstrip("+") for argument in arguments))
+    chosen = [name for name in typed if name.startswith("--trainer.") and name not in _HARMLESS]
+    suspected = [name for name in chosen if name in options] or chosen or options
+    remedy = f" Change or leave out {' or '.join(suspected) or 'what is set under trainer'}"
+    if any(re.match(r"--trainer\.(limit_|overfit_|fast_)", name) for name in suspected):
+        remedy += f"; {_FEWER}"
+    return UserError(f"The trainer's options do not work here: {message.rstrip('.!')}.{remedy}.")
+
+
+def _modules(error: BaseException) -> list[str]:
+    """The modules whose code was running, from here to where an exception was raised."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [str(frame.f_globals.get("__name__", "")) for frame in frames] or [__name__]
+
+
+def _is_library(module: str) -> bool:
+    package = module.partition(".")[0]
+    return module == __name__ or package in _LIBRARIES or package in sys.stdlib_module_names
 
 
 def _parser_settings(commands: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
@@ -244,5 +297,7 @@ def _prepare() -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # Lightning's enumerations are defaults of its callbacks (Timer), and configurations are written out as YAML.
+    yaml.SafeDumper.add_multi_representer(LightningEnum, lambda dumper, member: dumper.represent_str(member.value))
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
