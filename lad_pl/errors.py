@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 STOPPED = "Stopped; run the same command again to go on."
 """What a command says that Ctrl-C has ended, unless it has more to say."""
 
@@ -25,6 +29,17 @@ def check_at_least(minimum: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value >= minimum:
             raise UserError(f"{name} is {value}; it must be at least {minimum}.")
+
+
+def caused_by(error: BaseException | None, kind: type[E], fits: Callable[[E], bool] = lambda error: True) -> E | None:
+    """An exception of a kind: the given one, or the nearest of those that it comes from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kind) and fits(error):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def first_line(error: BaseException) -> str:
@@ -53,3 +68,8 @@ def printable(text: str) -> str:
     a\x1b[31m red cat \u202egnp.exe
     """
     return text.encode("utf-8", "backslashreplace").decode().translate(_SHOWN)
+
+
+def say(line: str) -> None:
+    """Print a line, whatever names and captions it quotes."""
+    print(printable(line))

@@ -27,7 +27,7 @@ from lad_pl.cli.commands import LIGHTNING_COMMANDS
 from lad_pl.cli.photo_options import HELP, add_photo_options, translated
 from lad_pl.cli.stage_help import CKPT_PATH, StageHelp
 from lad_pl.data import MultiImageData, PhotoData
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, say
 from lad_pl.files import asset
 from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.run.folder import RunFolder
@@ -189,10 +189,10 @@ class CLI(LightningCLI):
         folder.write_lines(folder.rankings, rankings)
         for ranking in rankings:
             Console().print(ranking_table(ranking))
-        print(f"Rankings: {folder.rankings}   Prompts: {folder.predictions('predict')}")
+        say(f"Rankings: {folder.rankings}   Prompts: {folder.predictions('predict')}")
         if self.contact_sheet is not None:
             write_contact_sheet(self.contact_sheet, rankings)
-            print(f"Contact sheet: {self.contact_sheet}")
+            say(f"Contact sheet: {self.contact_sheet}")
 
     def _show(self, stage: str) -> None:
         folder = self.model.run_folder
@@ -204,7 +204,7 @@ class CLI(LightningCLI):
 
     def _print(self, line: str) -> None:
         if self.trainer.is_global_zero:
-            print(line)
+            say(line)
 
 
 def run_lightning(arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from lad_pl.cli.commands import LIGHTNING_COMMANDS, OTHER_COMMANDS, run_command
-from lad_pl.errors import STOPPED, UserError, printable
+from lad_pl.errors import STOPPED, UserError, caused_by, printable
 from lad_pl.provenance import library_versions
 
 COMMANDS = {**LIGHTNING_COMMANDS, **OTHER_COMMANDS}
@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BaseException as error:
-        if interrupt := _cause(error, KeyboardInterrupt):
+        if interrupt := caused_by(error, KeyboardInterrupt):
             if not getattr(interrupt, "__notes__", None):  # else the run has said more
                 print(f"lad_pl: {STOPPED}", file=sys.stderr)
             return 1
-        if _cause(error, BrokenPipeError) and _nobody_reads():
+        if caused_by(error, BrokenPipeError) and _nobody_reads():
             return _BROKEN_PIPE
         message = _message(error, command)
         if message is None:
@@ -106,17 +106,6 @@ def _innermost(message: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------- how a command ends
-
-
-def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
-    """An exception of a kind: the given one, or one that it comes from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, kind):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _nobody_reads() -> bool:
