@@ -26,9 +26,12 @@ def run() -> int:
 
         from lad_pl.cli import main
 
-        code = main()
-        if ours:  # while the interpreter ends, there is nothing left to stop
-            signal.signal(signal.SIGINT, lambda *_: os._exit(code))
+        code = 1
+        try:
+            code = main()
+        finally:
+            if ours:  # while the interpreter ends, there is nothing left to stop
+                signal.signal(signal.SIGINT, lambda *_: os._exit(code))
         return code
     except KeyboardInterrupt:  # so early, or so late, that main did not see it
         _end()

@@ -41,7 +41,7 @@ _NO_LIMITS = (
 
 _LIBRARIES = ("lightning", "lightning_fabric", "lightning_utilities", "jsonargparse", "torch", "torchmetrics")
 """Lightning, and what it calls."""
-_HARMLESS = ("--trainer.default_root_dir", "--trainer.enable_progress_bar")
+_HARMLESS = ("--trainer.default_root_dir", "--trainer.enable_progress_bar", "--trainer.accelerator")
 
 # A calibration needs none of these, and a run should print only what matters.
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -249,19 +249,30 @@ def _refusal(error: Exception, arguments: Sequence[str]) -> UserError | Argument
     if innermost == "jsonargparse":  # which keeps the text of some exceptions, and not themselves
         classes = re.findall(r"Problem with given class_path '([^']+)'", str(error))
         return ArgumentError(None, str(error)) if all(map(_is_library, classes)) else None
-    if innermost == __name__.partition(".")[0] or isinstance(origin, OSError):
-        return None
     message = " ".join(str(origin).split()) or type(origin).__name__
+    files = isinstance(origin, OSError | UnicodeError) or message.startswith("embedded null ")
+    if innermost == __name__.partition(".")[0] or files:
+        return None
     if isinstance(origin, ImportError):
         return UserError(f"The trainer's options do not work here: {message}. Install it, or leave the option out.")
     options = [f"--trainer.{name}" for name in signature(pl.Trainer).parameters if re.search(rf"\b{name}\b", message)]
-    typed = list(dict.fromkeys(argument.partition("=")[0].rstrip("+") for argument in arguments))
-    chosen = [name for name in typed if name.startswith("--trainer.") and name not in _HARMLESS]
-    suspected = [name for name in chosen if name in options] or chosen or options
+    typed = _typed_trainer_options(arguments)
+    named = [name for name, value in typed.items() if name in options or re.search(rf"\b{re.escape(value)}\b", message)]
+    suspected = named or [name for name in typed if name not in _HARMLESS] or options
     remedy = f" Change or leave out {' or '.join(suspected) or 'what is set under trainer'}"
     if any(re.match(r"--trainer\.(limit_|overfit_|fast_)", name) for name in suspected):
         remedy += f"; {_FEWER}"
     return UserError(f"The trainer's options do not work here: {message.rstrip('.!')}.{remedy}.")
+
+
+def _typed_trainer_options(arguments: Sequence[str]) -> dict[str, str]:
+    """The Trainer's options on the command line, with their values."""
+    typed = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--trainer."):
+            typed[name.rstrip("+")] = value if equals else following
+    return typed
 
 
 def _modules(error: BaseException) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 
 from lad_pl.cli.commands import LIGHTNING_COMMANDS, OTHER_COMMANDS, run_command
@@ -33,14 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lightning = command in LIGHTNING_COMMANDS or (command.startswith("-") and bool({*LIGHTNING_COMMANDS} & {*typed}))
     try:
         code = _run(command, typed, lightning)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C, too
         if interrupt := caused_by(error, KeyboardInterrupt):
             if not getattr(interrupt, "__notes__", None):  # else the run has said more
-                print(f"lad_pl: {STOPPED}", file=sys.stderr)
+                _complain(STOPPED)
             return 1
-        if caused_by(error, BrokenPipeError) and _nobody_reads():
+        if caused_by(error, BrokenPipeError) and (isinstance(error, SystemExit) or _nobody_reads()):  # SystemExit: rich
             return _BROKEN_PIPE
         message = _message(error, command)
         if message is None:
@@ -50,11 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not is_first() and reported_by_another():
             return 2
-    print(f"lad_pl: {message}", file=sys.stderr)
+    _complain(message)
     return 2
 
 
 def _run(command: str, typed: Sequence[str], lightning: bool) -> int:
+    for argument in typed:
+        argument.encode()  # parsers fail of undecodable bytes in ways of their own
     if command in ("-h", "--help"):
         print(_overview())
     elif command == "--version":
@@ -109,21 +114,26 @@ def _innermost(message: str) -> str:
 
 
 def _nobody_reads() -> bool:
-    """Whether an output is a pipe that has been closed at its other end, as by ``| head``; it is dropped from then on.
+    """Whether an output is a pipe that is closed at its other end, as by ``| head``; it is dropped from then on.
 
     A pipe to another process of the run breaks in the same way, and is none of them.
     """
     closed = False
     for stream in (sys.stdout, sys.stderr):
         try:
-            print(end="", file=stream, flush=True)
-            os.write(stream.fileno(), b"")
-        except BrokenPipeError:
-            closed = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except (OSError, ValueError):
-            continue
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            if any(state & select.POLLERR for _, state in poll.poll(0)):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                closed = True
+        except (AttributeError, OSError, ValueError):
+            continue  # no file, or no such question on this system
     return closed
+
+
+def _complain(message: str) -> None:
+    with suppress(OSError):  # the exit code remains
+        print(f"lad_pl: {message}", file=sys.stderr, flush=True)
 
 
 def _message(error: BaseException, command: str) -> str | None:
@@ -163,7 +173,7 @@ def _of_the_system(error: OSError) -> str:
     """What an operation on a file failed of, and what to do."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     remedy = _REMEDIES.get(error.errno or 0)
-    where = " and ".join(names) or "A file"
+    where = " and ".join(names) or "The output, or a file"
     return f"{where}: {error.strerror or error}{f'; {remedy}' if remedy else ''}."
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub import errors as hub
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from lad_pl.errors import caused_by, first_line
@@ -102,7 +103,11 @@ def _kind_of(path: Path) -> str:
 
 
 def _is_hub_name(path: str) -> bool:
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) is not None
+    try:
+        validate_repo_id(path)
+    except hub.HFValidationError:
+        return False
+    return True
 
 
 def _of_disk(error: Exception, spec: Any) -> str | None:
@@ -125,15 +130,11 @@ def _of_hub(error: Exception, spec: Any) -> str | None:
     if caused_by(error, hub.GatedRepoError):
         return f"it is gated; accept the terms on its page, {page}, and {_LOG_IN}."
     if caused_by(error, hub.RepositoryNotFoundError):
-        return (
-            f"the hub has no model of this name, or a private one; check the name, and for a private model {_LOG_IN}."
-        )
+        return f"the hub has no model of this name, or it is private; check the name, or {_LOG_IN}."
     if caused_by(error, hub.DisabledRepoError):
         return f"the hub has closed access to it; see {page}, or choose another model."
     if caused_by(error, hub.RevisionNotFoundError):
-        return (
-            f"the hub has no revision '{spec.revision}' of it; see {page}/tree/main, or leave out --model.vlm.revision."
-        )
+        return f"it has no revision '{spec.revision}'; see {page}/tree/main, or leave out --model.vlm.revision."
     status = getattr(getattr(caused_by(error, hub.HfHubHTTPError), "response", None), "status_code", None)
     if status in (401, 403):
         return f"the hub refuses access ({status}); {_LOG_IN} with a token that may read {page}."
@@ -158,7 +159,7 @@ def _of_hub(error: Exception, spec: Any) -> str | None:
         safetensors = " (weights as safetensors; others are not read)" if "safetensors" in entry[1] else ""
         return f"its repository has no {entry[1].rstrip('.')}{safetensors}; see {page}/tree/main, or choose another."
     if "Should have a `model_type` key" in str(error):
-        return f"its repository has no config.json that names a model; see {page}/tree/main, or choose another model."
+        return f"its repository has no config.json with a model_type; see {page}/tree/main, or choose another."
     return None
 
 
