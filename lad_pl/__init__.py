@@ -3,10 +3,10 @@
 Names are imported when they are first used: ``import lad_pl`` by itself loads neither torch nor Lightning.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # nothing is imported before Ctrl-C is taken care of (__main__)
 if TYPE_CHECKING:
+    from typing import Any
+
     from lad_pl.data import DemoData, MultiImageData
     from lad_pl.errors import UserError
     from lad_pl.generate.logits_processor import debiasing
@@ -46,7 +46,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     if name in _SUBMODULES:  # `import lad_pl` is enough for `lad_pl.readouts.agd`

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lad_pl.errors import UserError, check_at_least
+from lad_pl.errors import UserError, check_at_least, say
 
 
 def compare(
@@ -55,5 +55,5 @@ def compare(
     Console().print(comparison)
     if out is not None:
         write_comparison(out, comparison)
-        print(f"Comparison: {out}")
+        say(f"Comparison: {out}")
     return comparison

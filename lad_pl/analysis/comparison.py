@@ -16,7 +16,7 @@ from lad_pl.analysis.bootstrap import Paired, mcnemar, paired_bootstrap, rstd_di
 from lad_pl.analysis.matched_runs import Answers, answers_of, matched_answers
 from lad_pl.analysis.stored_run import StoredRun
 from lad_pl.analysis.table import Table, interval, p_value, percent, points
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, printable
 from lad_pl.files import atomic_write
 from lad_pl.metrics import finite
 from lad_pl.provenance import flattened
@@ -75,7 +75,7 @@ class Comparison:
     def __rich__(self) -> Group:
         """A table per statistic, and the settings in which the runs differ."""
         shown = f"{self.num_samples} samples x {self.num_permutations} permutations"
-        parts: list[Any] = [Text(f"A: {self.a}\nB: {self.b}\n{shown}", "bold")]
+        parts: list[Any] = [Text(f"A: {printable(self.a)}\nB: {printable(self.b)}\n{shown}", "bold")]
         for name, heading in _STATISTICS.items():
             rows = [[method.name, *_paired_cells(getattr(method, name))] for method in self.methods]
             parts.append(Table(name, (heading, *_PAIRED), rows))
@@ -83,7 +83,9 @@ class Comparison:
         parts += [Table("flips", ("flips", *_FLIPS), rows), Text(_NOTE, "dim")]
         if self.settings:
             parts.append(Text("\nThe runs differ in", "bold"))
-            parts += [Text(f"{name}: A {_short(a)}, B {_short(b)}") for name, (a, b) in self.settings.items()]
+            parts += [
+                Text(printable(f"{name}: A {_short(a)}, B {_short(b)}")) for name, (a, b) in self.settings.items()
+            ]
         return Group(*parts)
 
     def table(self) -> Table:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lad_pl.analysis.table import Table, percent
 from lad_pl.data.images import open_image
 from lad_pl.data.photos import PhotoData, PhotoGroup
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, printable
 from lad_pl.files import atomic_write
 from lad_pl.readouts import ReadoutSettings, log_probabilities
 
@@ -120,7 +120,7 @@ def write_contact_sheet(path: str | Path, rankings: Sequence[Ranking]) -> None:
 
 def _cut(text: str, font: Any, width: int) -> str:
     """As much of a text as fits."""
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

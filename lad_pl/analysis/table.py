@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Group
 from rich.text import Text
 
 from lad_pl.analysis.bootstrap import Difference
+from lad_pl.errors import printable
 from lad_pl.files import atomic_write
 
 MINUS = "\N{MINUS SIGN}"
@@ -129,8 +130,11 @@ class Table:
 
     def __rich__(self) -> Group:
         """For a terminal of 80 columns: in parts, where its columns do not fit side by side."""
-        caption = [Text(self.caption, "dim")] if self.caption else []
-        return Group(Text(f"\n{self.title}" if self.title else "", "bold"), *map(self._part, self._parts()), *caption)
+        columns, *rows = ([*map(printable, line)] for line in (self.columns, *self.rows))
+        shown = replace(self, columns=columns, rows=rows)
+        title = Text(f"\n{printable(self.title)}" if self.title else "", "bold")
+        caption = [Text(printable(self.caption), "dim")] if self.caption else []
+        return Group(title, *map(shown._part, shown._parts()), *caption)
 
     def markdown(self) -> str:
         """A GitHub table."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import traceback
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.enums import LightningEnum
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -24,7 +30,7 @@ from lad_pl.cli.photo_options import HELP, add_photo_options, translated
 from lad_pl.cli.safety import check_appended, check_typed
 from lad_pl.cli.stage_help import CKPT_PATH, StageHelp
 from lad_pl.data import MultiImageData, PhotoData
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, say
 from lad_pl.files import asset, atomic_write, expanded
 from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.run.folder import RunFolder
@@ -37,7 +43,14 @@ _PATHS = (
     *("annotations", "images", "calibration_annotations", "validation_annotations", "photos", "ckpt_path"),
     *("default_root_dir", "save_dir", "dirpath", "cache_dir", "offload_folder"),
 )
-_NO_LIMITS = "leave the trainer's limit_..._batches, max_epochs and fast_dev_run as they are"
+_FEWER = "for fewer samples, set --data.num_calibration (fit) or --data.num_test (test, predict)"
+_NO_LIMITS = (
+    f"leave the trainer's limit_..._batches, fast_dev_run, max_epochs, max_steps and max_time as they are; {_FEWER}"
+)
+
+_LIBRARIES = ("lightning", "lightning_fabric", "lightning_utilities", "jsonargparse", "torch", "torchmetrics")
+"""Lightning, and what it calls."""
+_HARMLESS = ("--trainer.default_root_dir", "--trainer.enable_progress_bar", "--trainer.accelerator")
 
 # A calibration needs none of these, and a run should print only what matters.
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -152,13 +165,6 @@ class CLI(LightningCLI):
             path = config.get("ckpt_path") or RunFolder(config.trainer.default_root_dir).calibration
             config.data.init_args.group_size = load_calibration(path)[0].num_candidates
 
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The Trainer; a UserError for options that it refuses."""
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:
-            raise UserError(f"The trainer's options do not work here: {error}") from error
-
     def _parse_ckpt_path(self) -> None:
         """Check ``--ckpt_path`` in place of Lightning, which would fail with a traceback."""
         path = self.config[self.config.subcommand].get("ckpt_path")
@@ -203,10 +209,10 @@ class CLI(LightningCLI):
         folder.write_lines(folder.rankings, rankings)
         for ranking in rankings:
             Console().print(ranking_table(ranking))
-        print(f"Rankings: {folder.rankings}   Prompts: {folder.predictions('predict')}")
+        say(f"Rankings: {folder.rankings}   Prompts: {folder.predictions('predict')}")
         if self.contact_sheet is not None:
             write_contact_sheet(self.contact_sheet, rankings)
-            print(f"Contact sheet: {self.contact_sheet}")
+            say(f"Contact sheet: {self.contact_sheet}")
 
     def _show(self, stage: str) -> None:
         folder = self.model.run_folder
@@ -218,7 +224,7 @@ class CLI(LightningCLI):
 
     def _print(self, line: str) -> None:
         if self.trainer.is_global_zero:
-            print(line)
+            say(line)
 
 
 def checked(config: Namespace, arguments: Sequence[str]) -> Namespace:
@@ -255,13 +261,71 @@ def run_lightning(arguments: Sequence[str]) -> int:
     _prepare()
     try:
         CLI(arguments)
-    except RuntimeError as error:
-        if not is_lost_contact(error):
+    except Exception as error:
+        if is_lost_contact(error):
+            if not reported_by_another():
+                print(f"lad_pl: {LOST}", file=sys.stderr)
+            return FAILED
+        refused = _refusal(error, arguments)
+        if refused is None:
             raise
-        if not reported_by_another():
-            print(f"lad_pl: {LOST}", file=sys.stderr)
-        return FAILED
+        raise refused from error
     return 0
+
+
+def _refusal(error: Exception, arguments: Sequence[str]) -> UserError | ArgumentError | None:
+    """What to report if Lightning has refused an option, wherever it did so; None of any other exception.
+
+    Where code of this toolkit or of the user's classes takes part in an exception, it may be a mistake there, and the
+    traceback tells where. Only that a configuration is impossible is said by one kind of exception alone.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    origin = chain[-1]
+    modules = [name for each in chain for name in _modules(each)]
+    impossible = isinstance(origin, MisconfigurationException)
+    if not all(_is_library(name) or (impossible and name.startswith("lad_pl.")) for name in modules):
+        return None
+    innermost = _modules(origin)[-1].partition(".")[0]
+    if innermost == "jsonargparse":  # which keeps the text of some exceptions, and not themselves
+        classes = re.findall(r"Problem with given class_path '([^']+)'", str(error))
+        return ArgumentError(None, str(error)) if all(map(_is_library, classes)) else None
+    message = " ".join(str(origin).split()) or type(origin).__name__
+    files = isinstance(origin, OSError | UnicodeError) or message.startswith("embedded null ")
+    if innermost == __name__.partition(".")[0] or files:
+        return None
+    if isinstance(origin, ImportError):
+        return UserError(f"The trainer's options do not work here: {message}. Install it, or leave the option out.")
+    options = [f"--trainer.{name}" for name in signature(pl.Trainer).parameters if re.search(rf"\b{name}\b", message)]
+    typed = _typed_trainer_options(arguments)
+    named = [name for name, value in typed.items() if name in options or re.search(rf"\b{re.escape(value)}\b", message)]
+    suspected = named or [name for name in typed if name not in _HARMLESS] or options
+    remedy = f" Change or leave out {' or '.join(suspected) or 'what is set under trainer'}"
+    if any(re.match(r"--trainer\.(limit_|overfit_|fast_)", name) for name in suspected):
+        remedy += f"; {_FEWER}"
+    return UserError(f"The trainer's options do not work here: {message.rstrip('.!')}.{remedy}.")
+
+
+def _typed_trainer_options(arguments: Sequence[str]) -> dict[str, str]:
+    """The Trainer's options on the command line, with their values."""
+    typed = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--trainer."):
+            typed[name.rstrip("+")] = value if equals else following
+    return typed
+
+
+def _modules(error: BaseException) -> list[str]:
+    """The modules whose code was running, from here to where an exception was raised."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [str(frame.f_globals.get("__name__", "")) for frame in frames] or [__name__]
+
+
+def _is_library(module: str) -> bool:
+    package = module.partition(".")[0]
+    return module == __name__ or package in _LIBRARIES or package in sys.stdlib_module_names
 
 
 def _parser_settings(commands: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
@@ -286,5 +350,7 @@ def _prepare() -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True, config_read_mode_fsspec_enabled=False)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # Lightning's enumerations are defaults of its callbacks (Timer), and configurations are written out as YAML.
+    yaml.SafeDumper.add_multi_representer(LightningEnum, lambda dumper, member: dumper.represent_str(member.value))
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)

@@ -161,7 +161,8 @@ class EvidenceStore:
                 raise UserError(
                     f"{missing} of {num_samples * num_permutations} prompts have no evidence; what is stored stays in "
                     f"{self.folder}. Run the same command again to go on, without trainer.limit_..._batches, "
-                    "max_epochs or fast_dev_run; several machines need the run folder on a disk that they share."
+                    "max_epochs or fast_dev_run (for fewer samples, set --data.num_test, or --data.num_calibration for "
+                    "fit); several machines need the run folder on a disk that they share."
                 )
             self._write_merged(batches, [row for _, row in keys])
         for folder in self.path.parent.glob(f"{self.path.name}.parts-*"):

@@ -44,6 +44,7 @@ class WriteRun(Callback):
                 f"lad_pl: Stopped; what was computed is kept in {folder}. Run the same command again to go on.",
                 file=sys.stderr,
             )
+            exception.add_note("It has been reported.")  # the command line has nothing to add
 
 
 def _stage(trainer: pl.Trainer) -> str:

@@ -14,6 +14,8 @@ from lad_pl.errors import UserError
 LayerChoice = list[int] | int | float | str
 """A list, a range ('21-35', inclusive), or the fraction of the depth to start from. A bare integer is an error."""
 
+_LATE = 0.58  # the fraction that chooses the published layers of the published model
+
 
 @dataclass(frozen=True)
 class DecoderLayers:
@@ -113,7 +115,11 @@ def check_layers(
     depth = len(attention_modules)
     beyond = [layer for layer in layers if not 0 <= layer < depth]
     if beyond:
-        raise UserError(f"{setting} names layer {beyond[0]}, but the model has layers 0 to {depth - 1}.")
+        remedy = f"name layers among these with {setting}"
+        if setting == "model.layers":
+            late = f"{round(_LATE * depth)} to {depth - 1}"
+            remedy = f"--model.layers {_LATE} reads the late ones of every model: {late} here, 21 to 35 of 36"
+        raise UserError(f"{setting} names layer {beyond[0]}, but the model has layers 0 to {depth - 1}; {remedy}.")
     if not layers or len(set(layers)) < len(layers):
         raise UserError(f"{setting} must name at least one layer, and each once.")
     without = [layer for layer in layers if attention_modules[layer] is None]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.distributed import DistributedConfig
 
-from lad_pl.errors import UserError, first_line
+from lad_pl.errors import UserError
 from lad_pl.files import asset
+from lad_pl.vlm.load_errors import explained, missing_files
 from lad_pl.vlm.tensor_parallel import with_plan
 
 _FEED_FORWARD = ("mlp", "feed_forward")
@@ -87,6 +87,10 @@ class VLMSpec:
         processor = self._load(AutoProcessor, "processor", **self._hub_options())
         if getattr(processor, "chat_template", None) is None:
             raise UserError(f"The processor '{self.path}' has no chat template; use an instruction-tuned model.")
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if set(tokenizer("photo 1", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+            absent = " and ".join(missing_files(Path(self.source))) or "its vocabulary, such as tokenizer.json"
+            raise UserError(f"The tokenizer '{self.path}' knows no word: {absent} is missing; fetch its files again.")
         return processor
 
     def load_model(self) -> PreTrainedModel:
@@ -135,21 +139,8 @@ class VLMSpec:
                 trust_remote_code=self.trust_remote_code,
                 **arguments,
             )
-        except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"Cannot load the {what} '{self.path}': {first_line(error)}. {self._remedy()}") from error
-
-    def _remedy(self) -> str:
-        folder = Path(self.source)
-        if not folder.is_dir():
-            return (
-                "If the hub cannot be reached, download the model elsewhere and give its folder: "
-                "--model.vlm.path path/to/folder (this path is no folder)."
-            )
-        needed = ("config.json", "tokenizer_config.json", "*processor_config.json", "*.safetensors")
-        absent = [pattern for pattern in needed if not any(folder.glob(pattern))]
-        if absent:
-            return f"The folder lacks {' and '.join(absent)}; copy the model's whole repository into it."
-        return "The folder exists; check that its files are complete and that the options under vlm fit this model."
+        except Exception as error:  # libraries raise whatever a file or an option leads them to
+            raise UserError(f"Cannot load the {what} '{self.path}': {explained(error, self)}") from error
 
 
 def _compile_feed_forward(model: PreTrainedModel) -> None:

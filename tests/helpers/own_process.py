@@ -19,16 +19,18 @@ _CONTEXT.set_forkserver_preload(
 
 
 def start(arguments: list[str], stderr: Path) -> BaseProcess:
-    """``python -m lad_pl ARGUMENTS`` with stderr in a file."""
+    """``python -m lad_pl ARGUMENTS`` with stderr in a file, in a process group of its own."""
     process = _CONTEXT.Process(target=_run, args=(arguments, stderr))
     process.start()
     return process
 
 
 def _run(arguments: list[str], stderr: Path) -> None:
-    from lad_pl.cli import main
+    from lad_pl.__main__ import run
 
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     with stderr.open("w") as file:
         os.dup2(file.fileno(), 2)
-    sys.exit(main(arguments))
+    sys.argv[1:] = arguments
+    sys.exit(run())

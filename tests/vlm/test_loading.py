@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import _http as hub_http
 from tiny_models import item
 from transformers import AutoModelForImageTextToText
+from transformers.utils import hub as transformers_hub
 
 from lad_pl import PromptSpec, UserError, VisionLanguageModel, VLMSpec
 
@@ -107,3 +114,136 @@ def test_an_incomplete_folder(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
     with pytest.raises(UserError, match="copy the model's whole repository"):
         VisionLanguageModel.load(VLMSpec(str(tmp_path)))
+
+
+# ------------------------------------------------------------------------------------- what a failure means, and why
+
+httpx = transformers_hub.httpx
+"""The hub's client, whatever version of it is installed."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((403, "GatedRepo"), r"gated; accept the terms on its page, https://\S+/owner/model, and log in.*HF_TOKEN"),
+        ((401, "GatedRepo"), "gated; accept the terms"),
+        (
+            (401, "RepoNotFound"),
+            "no model of this name, or it is private; check the name, or log in with `hf auth login`",
+        ),
+        ((404, "RevisionNotFound"), "it has no revision 'v9'; .*leave out --model.vlm.revision"),
+        ((404, "EntryNotFound"), "no config.json with a model_type"),
+        ((403, ""), r"refuses access \(403\); log in"),
+        ((429, ""), r"too many requests from here \(429\)"),
+        ((503, ""), r"does not work at present \(503\)"),
+        ("ConnectError", r"cannot be reached \(too far\); check the network and HTTPS_PROXY, or download"),
+        ("ConnectTimeout", r"cannot be reached \(too far\)"),
+        ("RemoteProtocolError", r"cannot be reached \(too far\)"),
+        ("ProxyError", r"the proxy refuses \(too far\); correct HTTPS_PROXY"),
+    ],
+)
+def test_what_the_hub_answers(answer, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def respond(request: Any) -> Any:
+        if isinstance(answer, str):
+            raise getattr(httpx, answer)("too far")
+        status, code = answer
+        return httpx.Response(status, headers={"X-Error-Code": code} if code else {}, request=request)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_http.time, "sleep", lambda seconds: None)  # it tries again
+    hub_http.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(respond)))
+    try:
+        with pytest.raises(UserError, match=message):
+            VLMSpec("owner/model", revision="v9", options={"cache_dir": str(tmp_path)}).load_model()
+    finally:
+        hub_http.set_client_factory(hub_http.default_client_factory)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no room is left in CACHE; make room, or set HF_HOME"),
+        (RuntimeError("IO Error: No space left on device (os error 28)"), "no room is left in CACHE"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/lock"), "/x/lock: Permission denied; .*HF_HOME"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "/x: Read-only file system; .*HF_HOME"),
+    ],
+)
+def test_a_cache_that_cannot_be_written(error, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def download(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers_hub, "hf_hub_download", download)
+    with pytest.raises(UserError, match=message.replace("CACHE", str(tmp_path))):
+        VLMSpec("owner/model", options={"cache_dir": str(tmp_path)}).load_model()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (VLMSpec("owner/model"), "HF_HUB_OFFLINE is set, .* has no complete copy of it; unset it"),
+        (VLMSpec("owner/model", local_files_only=True), "vlm.local_files_only is set"),
+        (VLMSpec("models/of/mine"), "no such folder, and the hub's names are owner/model"),
+        (VLMSpec("./nowhere"), "no such folder"),
+        (VLMSpec(""), "no such folder"),
+    ],
+)
+def test_names_that_are_nowhere(spec: VLMSpec, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        spec.load_model()
+
+
+def _config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def _without_second_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+
+
+def _pointer(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "knows no word: tokenizer.json is missing"),
+        (lambda folder: (folder / "processor_config.json").unlink(), r"lacks \*processor_config.json; copy"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"lacks \*.safetensors; copy"),
+        (_without_second_shard, "lacks model-00002-of-00002.safetensors; copy"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 999), "model.safetensors is damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is empty; copy"),
+        (_pointer("model.safetensors"), "model.safetensors is a pointer of Git LFS"),
+        (_pointer("tokenizer.json"), "tokenizer.json is a pointer of Git LFS"),
+        (lambda folder: (folder / "tokenizer.json").write_text("[{"), "tokenizer.json is no valid JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"a":'), "config.json is no valid JSON"),
+        (_config(text_config={"hidden_size": "many"}), "expected int, got str .*fetch them again"),
+        (_config(model_type="vlm_of_tomorrow"), "does not know its model_type 'vlm_of_tomorrow'; install a newer one"),
+        (_config(model_type="qwen2"), "its configuration is a Qwen2Config, which takes no images"),
+        (_config(model_type="mine", auto_map={"AutoConfig": "mine.Config"}), "it runs code of its own"),
+    ],
+)
+def test_a_damaged_folder(tiny_folder: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        VisionLanguageModel.load(VLMSpec(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": {"nonsense": 1}}, "has no option 'nonsense'"),
+        ({"options": {"quantization_config": {"quant_method": "vptq"}}}, "correct the options under vlm"),
+        ({"attn_implementation": "flash_attention_3"}, "attn_implementation sdpa"),
+    ],
+)
+def test_options_that_do_not_fit(tiny_folder: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        VLMSpec(str(tiny_folder), **change).load_model()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from lad_pl.errors import UserError, check_at_least
+from lad_pl.errors import UserError, check_at_least, say
 
 
 def report(
@@ -44,4 +44,4 @@ def report(
     first, *others = (read_run(path, stage) for path in runs)
     folder = first.run.path / "report" if out is None else out
     write_report(folder, first, others, gallery, images)
-    print(f"Report: {folder / 'index.html'}")
+    say(f"Report: {folder / 'index.html'}")

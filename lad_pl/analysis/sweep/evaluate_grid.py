@@ -18,7 +18,7 @@ from lad_pl.analysis.sweep.evaluate import PROMPTS_AT_A_TIME, Evaluation, score
 from lad_pl.analysis.sweep.results import Result, SweptRun, make_tables, markdown, summarise, write_csv
 from lad_pl.analysis.sweep.settings_grid import SettingsGrid, Stored, make_grid
 from lad_pl.analysis.threads import one_thread
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, say
 from lad_pl.evidence.store import stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.files import atomic_write
@@ -52,7 +52,7 @@ def evaluate_grid(
     """
     unknown = [name for name in run.report["settings"]["readouts"] if name not in READOUTS]
     if unknown and readouts is None:
-        print(f"Left out, because no imported module registers such a readout: {', '.join(unknown)}")
+        say(f"Left out, because no imported module registers such a readout: {', '.join(unknown)}")
     with one_thread():
         prompts, calibrations, stored = _read(run)
         grid = make_grid(stored, options, readouts, draws, seed)
@@ -110,6 +110,6 @@ def write_results(folder: Path, evaluated: EvaluatedGrid, plots: bool = True) ->
     names = write_plots(folder, grid, summaries if plots else [], run)
     with atomic_write(folder / "sweep.md") as partial:
         partial.write_text(markdown(tables, run, names), encoding="utf-8")
-    print(f"Sweep of {run}: {len(results)} settings")
+    say(f"Sweep of {run}: {len(results)} settings")
     Console().print(*tables)
-    print(f"Every setting: {folder / 'sweep.csv'}   Tables: {folder / 'sweep.md'}   Plots: {len(names)} in {folder}")
+    say(f"Every setting: {folder / 'sweep.csv'}   Tables: {folder / 'sweep.md'}   Plots: {len(names)} in {folder}")

@@ -18,7 +18,7 @@ from lad_pl.data.prepare.captions import (
     read_dataset,
     read_flickr,
 )
-from lad_pl.errors import UserError, check_at_least
+from lad_pl.errors import UserError, check_at_least, say
 
 Difficulty = Literal["random", "adversarial"]
 MissingImages = Literal["error", "drop"]
@@ -200,12 +200,12 @@ def build_sets(
         captions = {name: source.captions[name][0] for name in names}
         embedded = embed(captions, folder, store, ClipSpec(model, pretrained), batch_size, num_workers, rebuild)
         kept = len(embedded.names) - embedded.computed
-        print(f"Embeddings: {embedded.computed:,} computed, {kept:,} taken from before, all in {store}.")
+        say(f"Embeddings: {embedded.computed:,} computed, {kept:,} taken from before, all in {store}.")
         _leave_out_broken(embedded.broken, missing_images)
         names = list(embedded.names)
     pool = _sampled(names, pool_size, seed) if compat else names
     _check_pool(len(pool), num_candidates, num_samples, distinct=compat is None)  # less what turned out broken
-    print(f"Pool: {len(pool):,} images, drawn with seed {seed}.")
+    say(f"Pool: {len(pool):,} images, drawn with seed {seed}.")
     vectors = None if embedded is None else embedded.of(pool)[0]
     first = originals(pool, folder, vectors)
     _report_copies(pool, first, max(num_candidates))
@@ -229,10 +229,10 @@ def build_sets(
                 near[name] = count_near([(draw.anchor, *draw.negatives) for draw in drawn], vectors, near_identical)
     for name, samples in files.items():
         write_annotations(Path(output) / name, samples)
-        print(f"{Path(output) / name}: {len(samples):,} samples of {len(samples[0]['image_ids'])} images.")
+        say(f"{Path(output) / name}: {len(samples):,} samples of {len(samples[0]['image_ids'])} images.")
         _report_near(*near.get(name, ([], [])))
     base = images.rstrip("/").removesuffix(image_prefix.rstrip("/")) or "."
-    print(
+    say(
         "Next: python -m lad_pl fit --config configs/qwen.yaml --data.annotations "
         f"{shlex.quote(str(Path(output) / next(iter(files))))} --data.images {shlex.quote(base)}"
         f"{' --data.num_permutations 2' if num_candidates[0] == 2 else ''}"
@@ -357,7 +357,7 @@ def usable_images(source: CaptionedImages, folder: Path, missing_images: Missing
     outside = next(filter(leads_outside, source.captions), None)
     if outside is not None:
         raise UserError(f"The captions name the image '{outside}', which leads out of the image folder; fix the name.")
-    print(f"{len(source.captions):,} images with {source.num_captions:,} captions; the first of each image is used.")
+    say(f"{len(source.captions):,} images with {source.num_captions:,} captions; the first of each image is used.")
     missing = [name for name in source.captions if not (folder / name).is_file()]
     _leave_out(source.without_captions, "without a caption", missing_images)
     _leave_out(missing, f"with a caption but no file in {folder}", missing_images)
@@ -365,10 +365,10 @@ def usable_images(source: CaptionedImages, folder: Path, missing_images: Missing
         path.suffix.lower() in _IMAGE_SUFFIXES and path.name not in source.captions for path in folder.iterdir()
     )
     if unlisted:
-        print(f"Not used: {unlisted:,} files in {folder} that the captions do not name.")
+        say(f"Not used: {unlisted:,} files in {folder} that the captions do not name.")
     names = sorted(source.captions.keys() - set(missing))
     if source.categories is None:
-        print("No categories: images that show the same are recognised by their captions only.")
+        say("No categories: images that show the same are recognised by their captions only.")
     else:
         _leave_out([name for name in names if not source.categories.get(name)], "without a category", "drop")
         names = [name for name in names if source.categories.get(name)]
@@ -384,7 +384,7 @@ def _leave_out(names: Sequence[str], what: str, missing_images: MissingImages) -
             "--missing_images drop."
         )
     if names:
-        print(f"Left out: {len(names):,} images {what}, the first is {names[0]}.")
+        say(f"Left out: {len(names):,} images {what}, the first is {names[0]}.")
 
 
 def _leave_out_broken(broken: Mapping[str, str], missing_images: MissingImages) -> None:
@@ -396,7 +396,7 @@ def _leave_out_broken(broken: Mapping[str, str], missing_images: MissingImages) 
             f"{len(broken)} images of the pool are broken, the first is {name} ({fault}); replace them, or leave them "
             "out with --missing_images drop."
         )
-    print(f"Left out: {len(broken):,} broken images, the first is {name} ({fault}).")
+    say(f"Left out: {len(broken):,} broken images, the first is {name} ({fault}).")
 
 
 def _report_copies(pool: Sequence[str], originals: Sequence[int], num_candidates: int) -> None:
@@ -404,7 +404,7 @@ def _report_copies(pool: Sequence[str], originals: Sequence[int], num_candidates
     if not copies:
         return
     index, original = copies[0]
-    print(
+    say(
         f"Copies: {len(copies):,} images of the pool show the picture of another, the first is {pool[index]}, that of "
         f"{pool[original]}; no sample shows a picture twice."
     )
@@ -417,7 +417,7 @@ def _report_copies(pool: Sequence[str], originals: Sequence[int], num_candidates
 def _report_near(with_correct: Sequence[int], among_others: Sequence[int]) -> None:
     for numbers, what in ((with_correct, "the correct image and another"), (among_others, "two other images")):
         if numbers:
-            print(f"  {len(numbers):,} of them show {what} that are nearly identical, the first is {numbers[0]}.")
+            say(f"  {len(numbers):,} of them show {what} that are nearly identical, the first is {numbers[0]}.")
 
 
 def _check_pool(size: int, num_candidates: Sequence[int], num_samples: int, distinct: bool) -> None:

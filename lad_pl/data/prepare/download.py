@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import rich.progress
 from rich.console import Console
 
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, printable, say
 from lad_pl.files import atomic_write
 
 ATTEMPTS = 5
@@ -135,13 +135,13 @@ def download(
     for archive in collection.archives:
         target = folder / archive.holds
         if target.exists():
-            print(f"{target} is already there; delete it to fetch it again.")
+            say(f"{target} is already there; delete it to fetch it again.")
             continue
         address = archive.url if url is None else f"{url.rstrip('/')}/{archive.name}"
         path = folder / archive.name
         fetch(address, path, archive.checksum)
         count = unpack(path, folder, archive.holds)
-        print(f"{path}: {path.stat().st_size:,} bytes, digest as published; {count:,} files unpacked to {target}")
+        say(f"{path}: {path.stat().st_size:,} bytes, digest as published; {count:,} files unpacked to {target}")
         if not keep_archives:
             path.unlink()
     print(f"Next: {collection.next}")
@@ -206,7 +206,7 @@ def _transfer(part: _Part, report: Callable[[], None], console: Console) -> None
                     f"{part.path}: the same command resumes."
                 ) from error
             pause = BACK_OFF * 2**failures
-            console.print(f"{error}; going on in {pause:g} s", markup=False, highlight=False)
+            console.print(printable(f"{error}; going on in {pause:g} s"), markup=False, highlight=False)
             time.sleep(pause)
 
 
@@ -280,8 +280,7 @@ def _continue(part: _Part, report: Callable[[], None]) -> None:
         _check_space(part)
         with part.path.open("ab") as file:
             while block := _read(response):
-                file.write(block)
-                file.flush()
+                _append(file, block)
                 report()
     if part.total is not None and part.size != part.total:
         raise _Interrupted(f"the connection broke off at {part.size:,} of {part.total:,} bytes")
@@ -313,6 +312,15 @@ def _read(response: Any) -> bytes:
         return bytes(response.read1(_BLOCK))
     except (OSError, HTTPException) as error:
         raise _Interrupted(f"the connection broke off ({error})") from error
+
+
+def _append(file: BinaryIO, block: bytes) -> None:
+    """Write on; the operating system's exception does not name the file."""
+    try:
+        file.write(block)
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _check_space(part: _Part) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.data.prepare.pictures import picture_format, write_picture
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, say
 from lad_pl.files import atomic_write, is_writable
 from lad_pl.prompts.template import identifiers
 
@@ -264,7 +264,7 @@ class AnnotationWriter:
         if not self._samples:
             raise UserError(f"{self.source}: none of {left_out:,} items can be used. " + "; ".join(lines) + ".")
         count = sum(map(len, self._samples.values()))
-        print(f"{self.source}: {count:,} of {count + left_out:,} items have one of their images as the answer.")
+        say(f"{self.source}: {count:,} of {count + left_out:,} items have one of their images as the answer.")
         stems = {task: re.sub(r"[^\w.+-]+", "_", task) for task, _ in self._samples}
         for task, stem in stems.items():
             twin = next((name for name in stems if name != task and stems[name].casefold() == stem.casefold()), None)
@@ -275,11 +275,12 @@ class AnnotationWriter:
             write_annotations(path, samples)
             with atomic_write(path.with_suffix(".yaml")) as partial:
                 partial.write_text(_configuration(path, images, num_images, questions), encoding="utf-8")
-            print(f"  {path}: {len(samples):,} samples of {num_images} images")
+            say(f"  {path}: {len(samples):,} samples of {num_images} images")
         if lines:
-            print(f"Left out {left_out:,}:")
-            print("\n".join(f"  {line}" for line in lines))
-        print(
+            say(f"Left out {left_out:,}:")
+            for line in lines:
+                say(f"  {line}")
+        say(
             f"Next: python -m lad_pl fit --config configs/qwen.yaml --config "
             f"{shlex.quote(str(path.with_suffix('.yaml')))} --trainer.default_root_dir checkpoints/{path.stem}"
         )

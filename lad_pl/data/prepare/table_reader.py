@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import rich.progress
+from rich.markup import escape
 
-from lad_pl.errors import UserError
+from lad_pl.errors import UserError, printable
 from lad_pl.files import parse_json, read_json, read_text, split_lines
 
 
@@ -35,7 +36,8 @@ class Rows:
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         numbered = enumerate(self.rows, start=self.first)
-        for number, row in rich.progress.track(numbered, f"Reading {Path(self.source).name}", total=self.count):
+        reading = escape(printable(f"Reading {Path(self.source).name}"))
+        for number, row in rich.progress.track(numbered, reading, total=self.count):
             yield f"{self.unit} {number}", row
 
     def require(self, column: str, hint: str) -> None:
