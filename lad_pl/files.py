@@ -48,6 +48,22 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
         raise UserError(f"{path} is not valid JSON: {error}.{remedy}") from error
 
 
+def read_text(path: str | Path) -> str:
+    """The content of a text file, UTF-8 with or without a byte-order mark; line ends become newlines.
+
+    Raises:
+        UserError: it is no UTF-8 text.
+        OSError: it cannot be read.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or b"\0" in content[:4096]:
+        raise UserError(f"{path} is not UTF-8 text but UTF-16, or no text at all; save it as UTF-8.")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from error
+
+
 def asset(relative: str) -> Path:
     """Path of a packaged file or folder, such as ``configs/demo.yaml``: in an installed wheel, or in a checkout.
 

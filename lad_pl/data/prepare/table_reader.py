@@ -76,7 +76,7 @@ def read_rows(source: str, split: str | None = None, subset: str | None = None) 
 
 def _read_jsonl(path: Path) -> Rows:
     entries: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 raise UserError(f"{path}, line {number} is empty; every line must be a JSON object.")
