@@ -246,3 +246,4 @@ def _prepare() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF blocks and large photos; what is broken is an error

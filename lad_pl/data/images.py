@@ -34,7 +34,9 @@ HOW_TO_READ = {
 }
 """What to do about formats that an optional library reads."""
 
-_NAMED = 10
+NAMED = 10
+"""How many faulty files an error names."""
+
 _END = 16 * 1024
 _SEARCHED = 64 * 1024
 _BRANDS = {
@@ -118,9 +120,9 @@ def raise_broken(files: Mapping[Path, str], decode: bool, remedy: str) -> None:
     faults = image_faults(files, decode)
     if faults:
         named = [f"{files[path]}{path} {fault}" for path, fault in faults.items()]
-        more = f"; and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
+        more = f"; and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
         raise UserError(
-            f"{len(named):,} of {len(files):,} image files cannot be used: {'; '.join(named[:_NAMED])}{more}; {remedy}."
+            f"{len(named):,} of {len(files):,} image files cannot be used: {'; '.join(named[:NAMED])}{more}; {remedy}."
         )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 import sys
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 
 from lad_pl.data.batches import LoadImage
 from lad_pl.data.datamodule import MultiImageData, Split
-from lad_pl.data.images import FORMATS, HOW_TO_READ, file_fault, open_image, raise_broken, resize, size_of
+from lad_pl.data.images import FORMATS, HOW_TO_READ, NAMED, file_fault, open_image, raise_broken, resize, size_of
 from lad_pl.errors import UserError
 from lad_pl.provenance import short_digest
 from lad_pl.types import Sample
@@ -90,18 +91,22 @@ class PhotoData(MultiImageData):
         """
         if stage != "predict":
             raise UserError(f"Photos have no known answer: they can be ranked by predict, not used by {stage}.")
-        self.photos = find_photos(self.patterns)
+        left_out = LeftOut()
+        self.photos = find_photos(self.patterns, left_out)
         if not self.captions or not all(caption.strip() for caption in self.captions):
             raise UserError("Name at least one caption, and no empty one.")
         if self.rounds < 1:
             raise UserError(f"rounds is {self.rounds}; every photo must be shown at least once.")
         if len(self.photos) < self.group_size:
-            raise UserError(
+            few = (
                 f"There are {len(self.photos)} photos, and the calibration holds for {self.group_size} at a time; add "
                 f"photos, or run fit with samples of {len(self.photos)} images."
             )
+            raise UserError(" ".join([few, *left_out.sentences()]))
         self.groups = groups(len(self.photos), self.group_size, self.rounds)
         super().setup(stage)
+        for sentence in left_out.sentences():
+            rank_zero_only(partial(print, file=sys.stderr))(f"lad_pl: {sentence}")
 
     def all_samples(self) -> Split:
         """One sample per caption and group."""
@@ -128,52 +133,75 @@ class PhotoData(MultiImageData):
         raise_broken({Path(name): "" for name in self.photos}, self.image_check == "full", "replace or remove them")
 
 
-def find_photos(patterns: Sequence[str]) -> tuple[str, ...]:
+class LeftOut:
+    """Files that are not shown, by kind; each once, as patterns may overlap."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, dict[str, str]] = {}
+
+    def add(self, kind: str, path: Path, shown: str = "") -> None:
+        """Count a file, which is shown by its name unless something else is given."""
+        self._names.setdefault(kind, {})[os.path.abspath(path)] = shown or path.name
+
+    def sentences(self) -> list[str]:
+        """One about each kind."""
+        return [self._sentence(kind, [*names.values()]) for kind, names in self._names.items()]
+
+    def _sentence(self, kind: str, names: Sequence[str]) -> str:
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        remedy = f"; {_REMEDIES[kind]}" if kind in _REMEDIES else ""
+        return f"Left out {kind}: {len(names):,} ({shown}){remedy}."
+
+
+def find_photos(patterns: Sequence[str], left_out: LeftOut | None = None) -> tuple[str, ...]:
     """The image files that files, folders and patterns name, each once, in the order of their full names.
 
-    Copies of a photo are taken once. Copies, photos in formats that are not read, and broken links in folders are
-    counted and named on stderr.
+    Args:
+        patterns: files, folders, or patterns.
+        left_out: is given what is not taken: further copies of a photo and, from folders and patterns, photos in
+            formats that are not read and broken links.
 
     Raises:
         UserError: one of them finds no image, or names a file that is missing or in a format that is not read.
     """
+    left_out = LeftOut() if left_out is None else left_out
     found: dict[Path, str] = {}
-    left_out: dict[str, list[str]] = defaultdict(list)
+    faults: list[str] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if not path.is_dir() and (path.exists() or not has_magic(pattern)):
-            chosen = [_named(path)]
+            chosen, fault = [path], _fault(path)
+            if fault is not None:
+                faults.append(f"{path} {fault}")
         else:
             files = sorted(path.iterdir() if path.is_dir() else map(Path, glob(str(path), recursive=True)))
             chosen = [file for file in files if not file.name.startswith(".") and _is_photo(file, left_out)]
             if not chosen:
                 none = "the folder is empty" if path.is_dir() else "nothing has such a name"
                 why = none if not files else f"none of {len(files):,} names is one of a photo"
-                raise UserError(" ".join([f"'{pattern}' finds no image file: {why}.", *_kinds(left_out)]))
+                raise UserError(" ".join([f"'{pattern}' finds no image file: {why}.", *left_out.sentences()]))
         for photo in chosen:
             first = found.setdefault(photo.resolve(), str(photo))
             if Path(first).name != photo.name:
-                left_out[_COPIES].append(f"{photo.name} of {Path(first).name}")
+                left_out.add(_COPIES, photo, f"{photo.name} of {Path(first).name}")
+    if faults:
+        more = f"; and {len(faults) - NAMED:,} more" if len(faults) > NAMED else ""
+        raise UserError(f"{'; '.join(faults[:NAMED])}{more}.")
     photos = _without_copies({path: found[path] for path in sorted(found)}, left_out)
     for name in photos:
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise UserError(f"The file name {name!r} has characters that cannot be written; rename the file.")
-    for line in _kinds(left_out):
-        _tell(f"lad_pl: {line}")
     return tuple(photos)
 
 
-def _named(path: Path) -> Path:
-    """A file that is named by itself: an image whatever it is called."""
-    fault, kind = file_fault(path), _NOT_READ.get(path.suffix.lower())
-    if fault is not None:
-        raise UserError(f"{path} {fault}.")
-    if kind is not None:
-        raise UserError(f"{path}: {kind} are not read; {_REMEDIES[kind]}.")
-    return path
+def _fault(path: Path) -> str | None:
+    """What is wrong with a file that is named by itself: it is taken for an image unless its name says otherwise."""
+    kind = _NOT_READ.get(path.suffix.lower())
+    unread = None if kind is None else f"cannot be read ({kind}; {_REMEDIES[kind]})"
+    return file_fault(path) or unread
 
 
-def _is_photo(path: Path, left_out: dict[str, list[str]]) -> bool:
+def _is_photo(path: Path, left_out: LeftOut) -> bool:
     """Whether a file of a folder is a photo that can be read; other photos are added to those left out."""
     suffix = path.suffix.lower()
     kind = _NOT_READ.get(suffix)
@@ -181,12 +209,12 @@ def _is_photo(path: Path, left_out: dict[str, list[str]]) -> bool:
         return True
     if suffix in _READ and (path.is_symlink() or path.is_dir()):
         kind = "folders named like photos" if path.is_dir() else "broken links"
-    if kind is not None and path.name not in left_out[kind]:  # patterns may overlap
-        left_out[kind].append(path.name)
+    if kind is not None:
+        left_out.add(kind, path)
     return False
 
 
-def _without_copies(found: dict[Path, str], left_out: dict[str, list[str]]) -> list[str]:
+def _without_copies(found: dict[Path, str], left_out: LeftOut) -> list[str]:
     """The names of the files whose content no earlier one has."""
     sizes = Counter(path.stat().st_size for path in found)
     first: dict[str, str] = {}
@@ -197,25 +225,10 @@ def _without_copies(found: dict[Path, str], left_out: dict[str, list[str]]) -> l
             with path.open("rb") as file:
                 kept = first.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), name)
             if kept != name:
-                left_out[_COPIES].append(f"{Path(name).name} of {Path(kept).name}")
+                left_out.add(_COPIES, Path(name), f"{Path(name).name} of {Path(kept).name}")
                 continue
         photos.append(name)
     return photos
-
-
-def _kinds(left_out: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence about each kind of files that were left out."""
-    sentences = []
-    for kind, names in left_out.items():
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        remedy = f"; {_REMEDIES[kind]}" if kind in _REMEDIES else ""
-        sentences.append(f"Left out {kind}: {len(names):,} ({shown}){remedy}.")
-    return sentences
-
-
-@rank_zero_only
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _load_as_seen(name: str, side: int | None) -> Image.Image:
