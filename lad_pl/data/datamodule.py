@@ -207,8 +207,8 @@ class MultiImageData(pl.LightningDataModule):
         files: dict[Path, str] = {}
         for sample in self.samples:
             for name in sample.images:
-                files.setdefault(self.images / name, f"sample {sample.id}: ")
-        raise_broken(files, self.image_check == "full", "fix the samples, or name the image folder with data.images")
+                files.setdefault(self.images / name, f"Sample {sample.id}: image file ")
+        raise_broken(files, self.image_check == "full", "fix this, or name the image folder with data.images")
 
     def settings(self) -> dict[str, Any]:
         """Digests of the samples and images of the stage in progress, and its permutations, as plain values."""

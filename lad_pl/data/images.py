@@ -120,10 +120,9 @@ def raise_broken(files: Mapping[Path, str], decode: bool, remedy: str) -> None:
     faults = image_faults(files, decode)
     if faults:
         named = [f"{files[path]}{path} {fault}" for path, fault in faults.items()]
+        count = f"{len(named):,} of {len(files):,} image files cannot be used: " if len(named) > 1 else ""
         more = f"; and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
-        raise UserError(
-            f"{len(named):,} of {len(files):,} image files cannot be used: {'; '.join(named[:NAMED])}{more}; {remedy}."
-        )
+        raise UserError(f"{count}{'; '.join(named[:NAMED])}{more}; {remedy}.")
 
 
 def image_faults(paths: Iterable[Path], decode: bool = False) -> dict[Path, str]:
