@@ -146,7 +146,8 @@ def _gray_scale(image: Image.Image) -> GrayScale | None:
 def _match_transparent_value(image: Image.Image) -> None:
     """Bring a PNG's transparent value to the depth in which Pillow decodes the pixels; before they are decoded."""
     transparent = image.info.get("transparency")
-    raw = image.tile[0].args if image.format == "PNG" and getattr(image, "tile", None) else None
+    tiles = getattr(image, "tile", None)  # of a file whose pixels are not decoded yet
+    raw = tiles[0].args if image.format == "PNG" and tiles else None
     if isinstance(transparent, int) and raw in _PACKED_GRAY:
         image.info["transparency"] = min(255, transparent * _PACKED_GRAY[raw])
     elif isinstance(transparent, tuple) and raw == "RGB;16B":
