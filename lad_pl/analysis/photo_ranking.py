@@ -104,7 +104,7 @@ def write_contact_sheet(path: str | Path, rankings: Sequence[Ranking]) -> None:
         for place, photo in enumerate(ranking["photos"]):
             row, column = divmod(place, _COLUMNS)
             left, upper = _MARGIN + column * (_THUMBNAIL + _MARGIN), top + _LINE + row * cell
-            thumbnail = open_image(Path(photo["image"]), upright=True)
+            thumbnail = open_image(Path(photo["image"]), as_seen=True)
             thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
             sheet.paste(thumbnail, (left, upper + _THUMBNAIL - thumbnail.height))
             share = percent(photo["probability"][ranking["rank_by"]])

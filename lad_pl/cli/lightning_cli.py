@@ -354,3 +354,4 @@ def _prepare() -> None:
     yaml.SafeDumper.add_multi_representer(LightningEnum, lambda dumper, member: dumper.represent_str(member.value))
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF blocks and large photos; what is broken is an error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lad_pl.errors import UserError
 from lad_pl.files import expanded, read_text, split_lines
@@ -56,19 +58,37 @@ def translated(arguments: Sequence[str]) -> tuple[list[str], str | None]:
         return others, None
     if not captions:
         raise UserError("Say what the photos are to be ranked for: --caption '...', or --captions FILE.")
-    data = ["--data=lad_pl.data.PhotoData", f"--data.photos={json.dumps(photos.images)}"]
+    data = [
+        "--data=lad_pl.data.PhotoData",
+        f"--data.photos={_yaml(photos.images, 'file name', 'rename the file')}",
+        f"--data.captions={_yaml(captions, 'caption', 'write it as UTF-8')}",
+    ]
     named = [name for name in (other.partition("=")[0] for other in others) if name in ("--data", "--data.class_path")]
     if named:
         raise UserError(f"--images takes the place of {named[0]}; leave one of them out.")
     # After the configuration files, whose data class they replace, and before typed options of --data.
     at = max((i for i, argument in enumerate(others) if _names_config(others, i)), default=0) + 1
-    return [*others[:at], *data, f"--data.captions={json.dumps(captions)}", *others[at:]], photos.contact_sheet
+    return [*others[:at], *data, *others[at:]], photos.contact_sheet
 
 
 def _names_config(arguments: Sequence[str], place: int) -> bool:
     """Whether the argument at a place is a configuration file, or an option that contains one."""
     previous = arguments[place - 1] if place else ""
     return arguments[place].startswith(("--config=", "-c=")) or previous in ("--config", "-c")
+
+
+def _yaml(texts: Sequence[str], what: str, remedy: str) -> str:
+    """Texts as a YAML list that is read as the same texts, whatever is in them.
+
+    Raises:
+        UserError: a text has bytes that are no UTF-8, which Python keeps as halves of surrogate pairs.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"The {what} {text!r} has characters that cannot be written; {remedy}.") from error
+    return yaml.safe_dump(list(texts), default_style='"', default_flow_style=True, width=math.inf).strip()
 
 
 def _lines(path: str) -> list[str]:

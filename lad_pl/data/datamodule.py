@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lad_pl.data.annotations import digest, question_key, read_annotations, sample_key
 from lad_pl.data.batches import EncodeUnlessEmpty, LoaderSpec, LoadImage, ReplicaSampler, SampleBatches, plan_batches
 from lad_pl.data.image_names import check_distinct, check_inside, fitting_folder
-from lad_pl.data.images import file_digest, load_photo, size_of
+from lad_pl.data.images import file_digest, load_photo, raise_broken, size_of
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
 from lad_pl.errors import UserError, check_at_least
 from lad_pl.provenance import short_digest
@@ -46,6 +46,8 @@ class MultiImageData(pl.LightningDataModule):
             ``batch_tokens`` hold. A batch that does not fit into memory is halved.
         batch_tokens: the most tokens that go through the model together where ``batch_size`` is auto.
         num_workers: processes that decode and encode ahead of the model; 0 does it in the main process.
+        image_check: how the images of a stage are checked before the model is loaded: by their headers (and decoded
+            where a file may be cut off), or full, which decodes every image.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class MultiImageData(pl.LightningDataModule):
         batch_size: int | Literal["auto"] = 1,
         batch_tokens: int = 16384,
         num_workers: int = 0,
+        image_check: Literal["header", "full"] = "header",
     ) -> None:
         super().__init__()
         self.annotations = annotations
@@ -80,6 +83,7 @@ class MultiImageData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.num_workers = num_workers
+        self.image_check = image_check
         self.samples: Split = []
         """The samples of the stage in progress; a batch's ``sample_index`` are indices into it."""
         self.orders: tuple[Permutation, ...] = ()
@@ -250,14 +254,16 @@ class MultiImageData(pl.LightningDataModule):
         check_distinct(self.samples, self.images)
 
     def check_images(self) -> None:
-        """Raise a UserError for the first image file of this stage that does not exist."""
+        """Check every image file of this stage, as ``image_check`` says.
+
+        Raises:
+            UserError: files are missing or broken; it names the first ten with their samples.
+        """
+        files: dict[Path, str] = {}
         for sample in self.samples:
             for name in sample.images:
-                if not (self.images / name).is_file():
-                    raise UserError(
-                        f"Sample {sample.id}: image file {self.images / name} does not exist; fix the sample, or name "
-                        "the image folder with data.images."
-                    )
+                files.setdefault(self.images / name, f"Sample {sample.id}: image file ")
+        raise_broken(files, self.image_check == "full", "fix this, or name the image folder with data.images")
 
     def settings(self) -> dict[str, Any]:
         """Digests of the samples and images of the stage in progress, and its permutations, as plain values."""

@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor, PreTrainedModel, ProcessorMixin
 
 from lad_pl.calibrate import load_calibration
-from lad_pl.data.images import resize
-from lad_pl.errors import UserError
+from lad_pl.data.images import open_image, resize
+from lad_pl.data.rgb import from_array, to_rgb
+from lad_pl.errors import UserError, first_line
 from lad_pl.generate.prefill_capture import PrefillCapture
 from lad_pl.generate.prompt_registry import OFFSETS, PromptRegistry, watched
 from lad_pl.prompts.answer_trie import AnswerTrie
@@ -139,15 +142,20 @@ class Debiasing(LogitsProcessor):
         """The model's inputs for one prompt, made like the calibration's prompts.
 
         Args:
-            images: N pictures (``PIL.Image``), in the order in which the model sees them.
+            images: N pictures, in the order in which the model sees them: paths, ``PIL.Image``, NumPy arrays
+                (H x W gray, or H x W x 3, or x 4 with opacity) or tensors (the same with channels first), of uint8 or
+                of floats from 0 to 1. Files and PIL images are turned upright by their EXIF orientation; what is
+                transparent is shown on white.
             caption: the caption that one of them matches.
 
         Raises:
-            UserError: the number of images is not N, or the processor refuses them.
+            UserError: the number of images is not N, one of them is something else, or the processor refuses them.
         """
+        if isinstance(images, str | Path | Image.Image) or not hasattr(images, "__len__"):
+            raise UserError(f"Give encode a list of {self.num_candidates} images, not {type(images).__name__}.")
         if len(images) != self.num_candidates:
             raise UserError(f"The calibration is for {self.num_candidates} images, the prompt has {len(images)}.")
-        pictures = [resize(image.convert("RGB"), self.prompt.image_size) for image in images]
+        pictures = [resize(_picture(image, number), self.prompt.image_size) for number, image in enumerate(images)]
         inputs = self._encoder.tokenize([{"type": "image", "image": image} for image in pictures], self.text(caption))
         self.remember(inputs)
         inputs.pop(OFFSETS, None)
@@ -200,6 +208,28 @@ def _check_finite(finite: Tensor, first: int = 0) -> None:
             f"Prompt {first + int((~finite).nonzero()[0]) + 1}: the model's output is not finite; load the model in "
             "float32 or bfloat16, and give generate no other logits processor that rules out identifiers."
         )
+
+
+def _picture(image: Any, number: int) -> Image.Image:
+    """One of the images of :meth:`Debiasing.encode`, as RGB."""
+    try:
+        if isinstance(image, str | Path):
+            return open_image(Path(image).expanduser(), as_seen=True)
+        if isinstance(image, Tensor):
+            values = image.detach().cpu()
+            image = from_array((values.float() if values.is_floating_point() else values).numpy(), channels_first=True)
+        elif isinstance(image, np.ndarray):
+            image = from_array(image)
+        if isinstance(image, Image.Image):
+            return to_rgb(image, as_seen=True)
+        raise ValueError(f"a value of type {type(image).__name__}")
+    except UserError as error:
+        raise UserError(f"images[{number}]: {error}") from error
+    except Exception as error:  # Pillow raises many kinds for a file that it only decodes here
+        raise UserError(
+            f"images[{number}] cannot be used ({first_line(error)}); give a path, a PIL image, an array (H x W x 3, or "
+            "H x W gray) or a tensor (3 x H x W), of uint8 or of floats from 0 to 1."
+        ) from error
 
 
 def candidate_logits(

@@ -117,7 +117,11 @@ class RunFolder:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).translate(_ESCAPED) + "\n"
+
+
+_ESCAPED = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+"""What many readers take for the end of a line, such as ``str.splitlines``."""
 
 
 def _write(path: Path, text: str) -> None:

@@ -50,7 +50,9 @@ def test_a_missing_image_is_found_before_anything_is_computed(options, tmp_path,
 def test_a_broken_image_keeps_what_was_computed(fitted_run, tmp_path, capsys, workers: int) -> None:
     samples = json.loads((tmp_path / "data" / "annotations.json").read_text())
     image = tmp_path / "data" / samples[7]["image_ids"][2]  # of the last sample only
-    image.write_bytes(image.read_bytes()[:60])
+    content = bytearray(image.read_bytes())
+    content[content.index(b"IDAT") + 4] = 0  # which neither the header nor the end tells
+    image.write_bytes(content)
     line = fails(capsys, "test", *fitted_run, f"--data.num_workers={workers}")
     assert "Sample 7: image file" in line
     assert image.name in line

@@ -132,13 +132,28 @@ def test_another_question_loses_nothing(calibrated: list[str], album: Path) -> N
         (["--images", "{album}", "--caption", " "], "no empty one"),
         (["--images", "{album}/noise_000.png", "{album}/noise_001.png", "--caption", "x"], "There are 2 photos, and"),
         (["--images", "{album}/gone.png", "{album}", "--caption", "x"], "gone.png does not exist"),
+        (
+            ["--images", "{album}/photo.nef", "{album}", "--caption", "x"],
+            "photo.nef cannot be read (raw photos; save them",
+        ),
+        (["--images", "{album}/empty.png", "--caption", "x"], "empty.png is empty (0 bytes)"),
+        (["--images", "{album}/link.png", "--caption", "x"], "link.png is a link to nowhere, which does not exist"),
+        (["--images", "{album}/folder.jpg", "--caption", "x"], "folder.jpg' finds no image file: the folder is empty"),
+        (["--images", "{album}/*.txt", "--caption", "x"], "finds no image file: none of 1 names is one of a photo"),
         (["--images", "{album}/notes.txt", "{album}", "--caption", "x"], "notes.txt cannot be read"),
         (["--images", "{album}", "--captions", "nowhere.txt"], "Cannot read the captions in nowhere.txt"),
         (["--images", "{album}", "--caption", "x", "--data", "lad_pl.data.DemoData"], "takes the place of --data"),
         (["--images", "{album}", "--caption", "x", "--contact_sheet", "sheet.what"], "name a .jpg, .png or .webp"),
     ],
 )
-def test_bad_questions(calibrated: list[str], album: Path, capsys, question: list[str], message: str) -> None:
+def test_bad_questions(
+    calibrated: list[str], album: Path, tmp_path: Path, capsys, question: list[str], message: str
+) -> None:
+    album = Path(shutil.copytree(album, tmp_path / "album"))
+    for name in ("photo.nef", "empty.png"):
+        (album / name).write_text("raw"[: 3 * (name == "photo.nef")])
+    (album / "link.png").symlink_to("nowhere")
+    (album / "folder.jpg").mkdir()
     assert message in fails(capsys, "predict", *calibrated, *(word.format(album=album) for word in question))
 
 
@@ -147,3 +162,129 @@ def test_without_a_calibration(calibrated: list[str], album: Path, tmp_path: Pat
     line = fails(capsys, "predict", *elsewhere, "--images", str(album), "--caption", "x")
     assert "There is no calibration" in line
     assert "run fit first" in line
+
+
+def test_the_model_is_not_loaded_for_broken_images(
+    fitted_run: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = sorted(tmp_path.rglob("*.png"))[4:6]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    monkeypatch.setattr("lad_pl.module.VisionLanguageModel.load", lambda spec: pytest.fail("the model was loaded"))
+    line = fails(capsys, "test", *fitted_run)
+    assert "2 of " in line
+    assert all(str(path) in line for path in broken)
+    photos = ["--images", *map(str, sorted(broken[0].parent.glob("*.png"))), "--caption", "x"]
+    options = [option for option in fitted_run if not option.startswith("--data")]
+    line = fails(capsys, "predict", *options, *photos)
+    assert all(str(path) in line for path in broken)
+
+
+TEXTS = [
+    *(
+        "a dog \U0001f600",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467 family",
+        "one\u2028two\x85three",
+        "null",
+        "yes",
+        "1e3",
+        "~",
+    ),
+    *(
+        "{",
+        "[",
+        "'",
+        '"',
+        "\\",
+        "\\n \\u0041",
+        "%a b%",
+        "@here",
+        "a: b",
+        "#1",
+        "- x",
+        "!tag",
+        "*x",
+        "&x",
+        "${HOME}",
+        "a, b",
+        "\ufeffx\uffff",
+    ),
+]
+"""What YAML, JSON or a shell would read as something else."""
+
+
+def questioned(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The photos and captions that the command hands to PhotoData."""
+    from lad_pl.cli.lightning_cli import CLI
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CLI, "before_instantiate_classes", lambda cli: None)
+        patch.setattr(CLI, "instantiate_classes", lambda cli: None)
+        patch.setattr(CLI, "_run_subcommand", lambda cli, command: None)
+        data = CLI(["predict", *arguments]).config.predict.data.init_args
+    return data.photos, data.captions
+
+
+def test_captions_and_names_arrive_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode() + b"\r\n\r\n")
+    options = ["--images", *TEXTS, "--caption", *TEXTS, f"--captions={tmp_path / 'captions.txt'}"]
+    photos, captions = questioned(options)
+    assert photos == TEXTS
+    assert captions[: len(TEXTS)] == TEXTS
+    assert captions[len(TEXTS) :] == TEXTS
+
+
+def test_odd_names_and_captions_to_the_end(calibrated: list[str], album: Path, tmp_path: Path, capsys) -> None:
+    """Through the model, into the files, and from config.yaml again."""
+    names = ["Screenshot at 9.41\u202fAM.png", "\U0001f600 \u00a0\u3000\u200d\u00ad.png", "one\u2028'\"two%.png"]
+    for photo, name in zip(sorted(album.glob("*.png")), names, strict=False):
+        shutil.copy(photo, tmp_path / name)
+    caption = "a dog \U0001f600\u2028: {"
+    sheet = f"--contact_sheet={tmp_path / 'out' / 'sheet.png'}"
+    assert run("predict", *calibrated, "--images", str(tmp_path), "--caption", caption, sheet) == 0
+    (ranking,) = ranked(calibrated)
+    assert ranking["caption"] == caption
+    assert {Path(photo["image"]).name for photo in ranking["photos"]} == set(names)
+    configuration = max(run_folder(calibrated).glob("photos-*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
+    assert run("predict", "--config", str(configuration), "--model.overwrite=true") == 0
+    assert ranked(calibrated) == [ranking]
+
+
+@pytest.mark.parametrize(
+    "options", [["--caption", "a \udce9"], ["--images", "{album}", "b\udce9.png", "--caption", "x"]]
+)
+def test_bytes_that_are_no_text(calibrated: list[str], album: Path, capsys, options: list[str]) -> None:
+    options = [*(["--images", str(album)] if "--images" not in options else []), *options]
+    line = fails(capsys, "predict", *calibrated, *(word.format(album=album) for word in options))
+    assert "\\udce9" in line
+    assert "characters that cannot be written" in line
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_captions_in_another_encoding(
+    calibrated: list[str], album: Path, tmp_path: Path, capsys, encoding: str
+) -> None:
+    (tmp_path / "captions.txt").write_text("a café\n", encoding=encoding)
+    question = ["--images", str(album), "--captions", str(tmp_path / "captions.txt")]
+    line = fails(capsys, "predict", *calibrated, *question)
+    assert "captions.txt is not UTF-8 text" in line
+    assert ("UTF-16" in line) == (encoding != "latin-1")
+
+
+def test_what_is_left_out_is_said_once(calibrated: list[str], album: Path, tmp_path: Path, capsys) -> None:
+    """Other formats, links to nothing, and copies, which would share one photo's probability."""
+    photos = [shutil.copy(photo, tmp_path) for photo in sorted(album.glob("*.png"))[:4]]
+    shutil.copy(photos[0], tmp_path / "noise_copy.png")
+    (tmp_path / "noise_link.png").symlink_to(photos[1])
+    (tmp_path / "noise_gone.png").symlink_to("nowhere.png")
+    for name in ("1.CR2", "2.cr2", "notes.txt", "a.xmp", ".DS_Store"):
+        (tmp_path / name).write_text("x")
+    capsys.readouterr()
+    assert run("predict", *calibrated, "--images", str(tmp_path), f"{tmp_path}/*", "--caption", "x") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "Left out" in line]
+    assert said == [
+        "lad_pl: Left out raw photos: 2 (1.CR2, 2.cr2); save them as JPEG or PNG.",
+        "lad_pl: Left out broken links: 1 (noise_gone.png).",
+        "lad_pl: Left out copies: 2 (noise_link.png of noise_001.png, noise_copy.png of noise_000.png).",
+    ]
+    assert sorted(photo["image"] for photo in ranked(calibrated)[0]["photos"]) == sorted(photos)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -304,6 +305,55 @@ def test_a_prompt_made_by_encode_is_the_users_own(qwen: Subject) -> None:
         qwen.sdpa.generate(**ours, logits_processor=[debias], max_new_tokens=1)
         with pytest.raises(UserError, match="calibration is for 4 images, the prompt has 3"):
             debias.encode(qwen.shown(0)[:3], CAPTIONS[0])
+
+
+def test_encode_takes_paths_arrays_and_tensors(qwen: Subject, tmp_path: Path) -> None:
+    """All the same pictures; what is transparent and deep gray too."""
+    images = qwen.shown(0)
+    arrays = [np.asarray(image) for image in images]
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    ways = [
+        [str(paths[0]), paths[1], arrays[2], images[3]],
+        [array / 255 for array in arrays],
+        [torch.from_numpy(array.copy()).permute(2, 0, 1) for array in arrays],
+        [torch.from_numpy(array / 255).permute(2, 0, 1).requires_grad_() for array in arrays],
+        np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays,
+    ]
+    hidden = Image.fromarray(np.dstack([arrays[0], np.zeros(arrays[0].shape[:2], np.uint8)]))
+    deep = Image.fromarray((np.asarray(images[1].convert("L")).astype(np.uint16)) * 257)
+    with qwen.debiased() as debias:
+        expected = debias.encode(images, CAPTIONS[0])["pixel_values"]
+        for way in ways:
+            assert torch.equal(debias.encode(way, CAPTIONS[0])["pixel_values"], expected)
+        plain = [Image.new("RGB", hidden.size, "white"), images[1].convert("L").convert("RGB"), *images[2:]]
+        seen = debias.encode([hidden, deep, *images[2:]], CAPTIONS[0])["pixel_values"]
+        assert torch.equal(seen, debias.encode(plain, CAPTIONS[0])["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("nowhere.png", r"images\[1\]: image file nowhere.png does not exist"),
+        (7, r"images\[1\] cannot be used \(a value of type int\); give a path, a PIL image, an array"),
+        (None, "a value of type NoneType"),
+        (torch.zeros(8, 8, 3), r"its shape is 8 x 8 x 3"),
+        (torch.full((3, 8, 8), 200.0), "its floats are from 200 to 200"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "its values are int64"),
+        (np.full((8, 8, 3), np.nan), "its floats are from nan"),
+        (Image.new("F", (8, 8), 300.0), "floats from 300 to 300, without a range"),
+    ],
+)
+def test_encode_says_what_it_takes(qwen: Subject, image: Any, message: str) -> None:
+    with qwen.debiased() as debias:
+        first, _, *others = qwen.shown(0)
+        with pytest.raises(UserError, match=message) as error:
+            debias.encode([first, image, *others], CAPTIONS[0])
+        assert "\n" not in str(error.value)
+        for images in ("abcd", first, 7):
+            with pytest.raises(UserError, match="Give encode a list of 4 images"):
+                debias.encode(images, CAPTIONS[0])
 
 
 def test_a_data_workers_prompt_is_handed_over(qwen: Subject) -> None:

@@ -56,7 +56,9 @@ def one(base: list[str], folder: Path) -> Path:
 def broken(base: list[str], one: Path, folder: Path) -> list[str]:
     """A test run with a broken image in the second process's share."""
     samples = json.loads((folder / "data" / "annotations.json").read_text())
-    (folder / "data" / "broken.png").write_bytes(b"no picture")
+    picture = bytearray((folder / "data" / samples[4]["image_ids"][0]).read_bytes())
+    picture[picture.index(b"IDAT") + 4] = 0  # which only decoding finds
+    (folder / "data" / "broken.png").write_bytes(picture)
     samples[4]["image_ids"] = ["broken.png", *samples[4]["image_ids"][1:]]
     (folder / "data" / "broken.json").write_text(json.dumps(samples))
     return [

@@ -359,6 +359,7 @@ def usable_images(source: CaptionedImages, folder: Path, missing_images: Missing
         raise UserError(f"The captions name the image '{outside}', which leads out of the image folder; fix the name.")
     say(f"{len(source.captions):,} images with {source.num_captions:,} captions; the first of each image is used.")
     missing = [name for name in source.captions if not (folder / name).is_file()]
+    _leave_out(source.without_pictures, "without a picture", missing_images)
     _leave_out(source.without_captions, "without a caption", missing_images)
     _leave_out(missing, f"with a caption but no file in {folder}", missing_images)
     unlisted = sum(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from lad_pl.data.prepare.pickles import read_pickle
-from lad_pl.data.prepare.pictures import picture_format, write_picture
+from lad_pl.data.prepare.pictures import is_empty, picture_format, write_picture
 from lad_pl.data.prepare.table_reader import read_rows
 from lad_pl.errors import UserError
 from lad_pl.files import brief, is_writable, read_json, read_text, split_lines
@@ -23,7 +25,12 @@ Exclusion = Literal["subset", "identical"]
 """Which images share an anchor's categories: those with all of them, or those with exactly the same ones."""
 
 _CUT_OFF = "Was it cut off while downloading?"
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"}
+_SUFFIXES = {
+    **{"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"},
+    **{"AVIF": ".avif", "HEIF": ".heic"},
+}
+_LINE_BREAKS = re.compile("[\t-\r\x1c-\x1e\x85\u2028\u2029]+")  # and tabs
+_SWALLOWED = re.compile(r"\n[^\n,]+\.(?:jpe?g|png|webp|gif)\s*,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,13 @@ class CaptionedImages:
     """Images by name, relative to the image folder, with their captions and the categories of their objects."""
 
     captions: dict[str, list[str]]
-    """At least one caption per image, unchanged, in the file's order."""
+    """At least one caption per image, in the file's order; unchanged, except for line breaks (:func:`in_one_line`)."""
     categories: Categories | None = None
     """Images without objects may be absent; None if the data set has no categories."""
     without_captions: tuple[str, ...] = ()
     """Images that the source lists without a caption."""
+    without_pictures: tuple[str, ...] = ()
+    """Rows of a table whose picture is empty."""
 
     @property
     def num_captions(self) -> int:
@@ -57,9 +66,19 @@ class CaptionedImages:
         for name, caption in pairs:
             captions.setdefault(name, [])
             if caption.strip():
-                captions[name].append(caption)
+                captions[name].append(in_one_line(caption))
         without = tuple(name for name, texts in captions.items() if not texts)
         return cls({name: texts for name, texts in captions.items() if texts}, categories, without)
+
+
+def in_one_line(text: str) -> str:
+    """A text with every run of line breaks and tabs as one blank; any other text is unchanged.
+
+    >>> in_one_line("A dog\\r\\n\\tat  the beach. \\n")
+    'A dog at  the beach.'
+    """
+    parts = _LINE_BREAKS.split(text)
+    return text if len(parts) == 1 else " ".join(filter(None, map(str.strip, parts)))
 
 
 # ------------------------------------------------------------------------------------------------------- COCO
@@ -172,25 +191,28 @@ def read_flickr(path: str | Path) -> CaptionedImages:
     header = lines[0].replace(" ", "") if lines else ""
     if header.startswith("image") and "|" in header:
         rows = [line.split("|", 2) for line in lines]
-        return CaptionedImages.gather(_columns(rows, 3, path))
+        return CaptionedImages.gather(_columns(enumerate(rows, start=1), 3, path))
     if header == "image,caption":
         return CaptionedImages.gather(_columns(_csv_rows(text, path), 2, path))
     rows = [line.split("\t") for line in lines]
     return CaptionedImages.gather((name.rpartition("#")[0], text) for name, text in _token_rows(rows, path))
 
 
-def _csv_rows(text: str, path: str | Path) -> list[list[str]]:
-    """Rows of cells; the line breaks within a cell become spaces."""
+def _csv_rows(text: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the lines at which they end; a quoted cell may have several lines."""
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        rows = list(csv.reader(io.StringIO(text)))
+        for row in reader:
+            if any(map(_SWALLOWED.search, row)):
+                raise UserError(f"{path}: a quotation mark before line {reader.line_num} is not closed; fix the line.")
+            yield reader.line_num, row
     except csv.Error as error:
-        raise UserError(f"{path} is not valid CSV: {error}.") from error
-    return [[" ".join(cell.split("\n")) for cell in row] for row in rows]
+        raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}.") from error
 
 
-def _columns(rows: list[list[str]], count: int, path: str | Path) -> Iterator[tuple[str, str]]:
-    """(name, caption) from rows under a header: the first and the last of ``count`` columns."""
-    for number, row in enumerate(rows[1:], start=2):
+def _columns(rows: Iterable[tuple[int, list[str]]], count: int, path: str | Path) -> Iterator[tuple[str, str]]:
+    """(name, caption) from numbered rows under a header: the first and the last of ``count`` columns."""
+    for number, row in islice(rows, 1, None):
         if len(row) != count:
             raise UserError(f"{path}: line {number} has {len(row)} columns instead of {count}: {row}; fix the line.")
         yield row[0].strip(), row[-1].strip()
@@ -251,10 +273,14 @@ def read_dataset(
     rows.require(caption_column, "the captions: --caption_column")
     pairs: list[tuple[str, str]] = []
     listed: list[str] = []
+    empty: list[str] = []
     digests: dict[str, str] = {}
     for label, row in rows:
         where = f"{dataset}, {label}"
         image, texts = row.get(image_column), row.get(caption_column)
+        if is_empty(image):
+            empty.append(label)
+            continue
         if images is None:
             name = _write_picture(image, written, digests, f"{where}: column '{image_column}'")
         else:
@@ -263,7 +289,7 @@ def read_dataset(
         # None counts as an empty caption: the image is reported as one without.
         for text in texts if isinstance(texts, list) else [texts or ""]:
             pairs.append((name, _text(text, f"{where}: column '{caption_column}'")))
-    return CaptionedImages.gather(pairs, listed)
+    return replace(CaptionedImages.gather(pairs, listed), without_pictures=tuple(empty))
 
 
 def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lad_pl.data.prepare.captions import in_one_line
 from lad_pl.data.prepare.questions import (
     AnnotationWriter,
     ImageFolder,
@@ -69,8 +70,8 @@ def table(
         name = str(label if _cell(row, names, "id") is None else _cell(row, names, "id"))
         try:
             shown, index, words = _read_item(row, names, text, answer)
-            kinds |= {_kind(image) for image in shown}
             stored = [store_image(image, given, embedded) for image in shown]
+            kinds |= {_kind(image) for image in shown}
             writer.add(rows.name, name, stored, index, words)
         except SkipItem as reason:
             writer.leave_out(label if name == label else f"{label}, id {name}", reason)
@@ -115,7 +116,7 @@ def _read_item(
     shown = _shown(row, names["images"])
     options = _options(_cell(row, names, "options"), len(shown))
     index = None if answer == "none" else pick(options, _answer(_cell(row, names, "answer"), answer))
-    return shown, index, words.strip()
+    return shown, index, words.strip() if text == "question" else in_one_line(words)
 
 
 def _cell(row: Mapping[str, Any], names: Mapping[str, str], field: str) -> Any:
@@ -127,7 +128,7 @@ def _shown(row: Mapping[str, Any], names: str) -> list[Any]:
     """The images of a row, from one column of lists or several columns of one image each."""
     cells = [row.get(name) for name in names.split(",")]
     shown = list(_list(cells[0]) if len(cells) == 1 else cells)
-    while shown and shown[-1] in (None, ""):  # a row with fewer images leaves its last columns empty
+    while len(cells) > 1 and shown and shown[-1] in (None, ""):  # a row with fewer images leaves its last columns empty
         shown.pop()
     if len(shown) < 2:
         raise SkipItem("fewer than two images")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lad_pl.data.prepare.pictures import picture_format, write_picture
+from lad_pl.data.prepare.pictures import is_empty, picture_format, write_picture
 from lad_pl.errors import UserError, say
 from lad_pl.files import atomic_write, is_writable
 from lad_pl.prompts.template import identifiers
@@ -200,8 +200,10 @@ def store_image(image: Any, given: ImageFolder, embedded: ImageFolder) -> str:
     """The name of an image that is a path, bytes, or Hugging Face's ``{bytes, path}``.
 
     Raises:
-        SkipItem: it is something else, missing or broken.
+        SkipItem: it is empty, something else, missing or broken.
     """
+    if is_empty(image):
+        raise SkipItem("an empty image")
     content = image.get("bytes") if isinstance(image, dict) else image
     if isinstance(content, bytes):
         return embedded.store(content)

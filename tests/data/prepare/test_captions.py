@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_vlm import write_noise_images
 
+from lad_pl.data.prepare.caption_sets import usable_images
 from lad_pl.data.prepare.captions import read_categories, read_coco, read_dataset, read_flickr
 from lad_pl.data.prepare.pickles import read_pickle
 from lad_pl.errors import UserError
@@ -311,3 +312,81 @@ def test_an_embedded_picture_that_is_none_is_left_to_the_one_who_opens_it(tmp_pa
     dataset = parquet(tmp_path / "x.parquet", [{"bytes": b"no picture", "path": None}], ["x"])
     (name,) = read(dataset, tmp_path).captions
     assert (tmp_path / "written" / name).read_bytes() == b"no picture"
+
+
+BREAKS = ["\n", "\r\n", "\r", "\t", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", " \n\n\t "]
+"""Whatever separates lines, and tabs."""
+
+
+@pytest.mark.parametrize("line_break", BREAKS)
+def test_words_on_two_lines_stay_apart(tmp_path, line_break):
+    """In every form of the captions; a CSV cell may have several lines."""
+    caption = f"first{line_break}second  line {line_break}"
+    quoted = caption.replace("\r\n", "\n").replace("\r", "\n")
+    (tmp_path / "a.csv").write_text(f'image,caption\nx.jpg,"{quoted}"\ny.jpg,plain\n', encoding="utf-8", newline="")
+    (tmp_path / "b.csv").write_text(
+        f'image,caption\r\nx.jpg,"{caption}"\r\ny.jpg,plain\r\n', encoding="utf-8", newline=""
+    )
+    images = [
+        {"filename": name, "sentences": [{"raw": text}]} for name, text in (("x.jpg", caption), ("y.jpg", "plain"))
+    ]
+    (tmp_path / "c.json").write_text(json.dumps({"images": images}))
+    forms = [read_flickr(tmp_path / name) for name in ("a.csv", "b.csv", "c.json")]
+    (tmp_path / "plain.json").write_text(json.dumps({"x.jpg": caption, "y.jpg": "plain"}))
+    forms.append(read_coco(tmp_path / "plain.json"))
+    forms.append(read(parquet(tmp_path / "p.parquet", ["x.jpg", "y.jpg"], [caption, "plain"]), tmp_path, tmp_path))
+    if line_break not in ("\n", "\r\n", "\r", "\t", " \n\n\t "):  # these end a line or a column there
+        (tmp_path / "d.token").write_text(f"x.jpg#0\t{caption}\ny.jpg#0\tplain\n", encoding="utf-8")
+        pipes = f"image_name| comment_number| comment\nx.jpg| 0| {caption}\ny.jpg| 0| plain\n"
+        (tmp_path / "e.csv").write_text(pipes, encoding="utf-8")
+        forms += [read_flickr(tmp_path / "d.token"), read_flickr(tmp_path / "e.csv")]
+    assert all(form.captions == {"x.jpg": ["first second  line"], "y.jpg": ["plain"]} for form in forms)
+
+
+def test_a_caption_of_one_line_is_unchanged(tmp_path):
+    captions = {"a.jpg": [" two  blanks ", "no\u00a0break", "e\u0301 \U0001f600"]}
+    (tmp_path / "plain.json").write_text(json.dumps(captions))
+    assert read_coco(tmp_path / "plain.json").captions == captions
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('image,caption\na.jpg,"a dog\nb.jpg,a cat\nc.jpg,"x"\n', "a quotation mark before line . is not closed"),
+        ('image,caption\na.jpg,"' + "x" * 200_000 + '"\n', "line 2 is not valid CSV: field larger than"),
+        ("a.jpg#0\ta dog\n".encode("utf-16"), "not UTF-8 text but UTF-16"),
+        ("a.jpg#0\té\n".encode("latin-1"), "is not UTF-8 text"),
+    ],
+)
+def test_text_files_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "captions.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        read_flickr(tmp_path / "captions.txt")
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    for name, content in {
+        "a.csv": "image,caption\nx.jpg,a dog\n",
+        "b.token": "x.jpg#0\ta dog\n",
+        "c.json": '{"images": [{"filename": "x.jpg", "sentences": [{"raw": "a dog"}]}]}',
+    }.items():
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert read_flickr(tmp_path / name).captions == {"x.jpg": ["a dog"]}
+    (tmp_path / "d.jsonl").write_bytes(b'\xef\xbb\xbf{"image": "x.jpg", "caption": "a dog"}\n')
+    assert read(tmp_path / "d.jsonl", tmp_path, tmp_path).captions == {"x.jpg": ["a dog"]}
+
+
+def test_empty_pictures_are_counted(tmp_path, capsys):
+    """Null, no bytes, no bytes under a name: an error or left out, as other images that are missing."""
+    whole = [path.read_bytes() for path in write_noise_images(tmp_path / "noise", 2)]
+    empty = [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}, {"bytes": b"", "path": "a.png"}]
+    pictures = [{"bytes": whole[0], "path": None}, *empty, {"bytes": whole[1], "path": None}]
+    rows = parquet(tmp_path / "x.parquet", pictures, [f"caption {number}" for number in range(6)])
+    source = read(rows, tmp_path)
+    assert [text for texts in source.captions.values() for text in texts] == ["caption 0", "caption 5"]
+    with pytest.raises(UserError, match=r"^4 images without a picture, the first is row 2; .*missing_images drop"):
+        usable_images(source, tmp_path / "written", "error")
+    assert len(usable_images(source, tmp_path / "written", "drop")) == 2
+    assert "Left out: 4 images without a picture, the first is row 2." in capsys.readouterr().out
+    plain = parquet(tmp_path / "y.parquet", [whole[0], b"", None], ["x", "y", "z"])
+    assert read(plain, tmp_path).without_pictures == ("row 2", "row 3")

@@ -484,6 +484,33 @@ def test_parquet_with_embedded_images(tmp_path: Path, capsys: pytest.CaptureFixt
     assert config["data"]["init_args"]["images"] == str(tmp_path / "out/images")
 
 
+def test_empty_pictures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Null, no bytes, no bytes under a name; in a list, a picture that is lost makes no smaller sample."""
+    empty: list[Any] = [
+        None,
+        {"bytes": None, "path": None},
+        {"bytes": b"", "path": None},
+        {"bytes": b"", "path": "a.png"},
+    ]
+    whole = [{"bytes": encoded(number), "path": None} for number in range(3)]
+    shown = [whole, *([*whole[:2], lost] for lost in empty), *([lost, *whole[:2]] for lost in empty)]
+    rows = [{"caption": "a dog\n\ton grass", "images": images, "answer_index": 1} for images in shown]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    table(str(tmp_path / "set.parquet"), str(tmp_path / "out"))
+    assert "  8: an empty image (first: row 2)" in capsys.readouterr().out
+    (sample,) = read_annotations(tmp_path / "out/set_3.json")
+    assert sample.caption == "a dog on grass"
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["set_3.json"]
+    items = [
+        muir_item("1", ["<image>", "<image>", NONE], "B"),
+        *(muir_item(str(k), ["<image>", "<image>", NONE], "B") for k in (2, 3)),
+    ]
+    items[1]["image_list"][1], items[2]["image_list"][0] = empty[2], None
+    pq.write_table(pa.Table.from_pylist(items), tmp_path / "muir.parquet")
+    muirbench(str(tmp_path / "muir.parquet"), str(tmp_path / "muir"))
+    assert "  2: an empty image (first: row 2, idx 2)" in capsys.readouterr().out
+
+
 def test_json_list_and_absolute_paths_within_the_folder(tmp_path: Path, photos: list[str]) -> None:
     rows = rows_of([str(tmp_path / name) for name in photos])
     (tmp_path / "lists").mkdir()
