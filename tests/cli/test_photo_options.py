@@ -225,7 +225,10 @@ def questioned(arguments: list[str]) -> tuple[list[str], list[str]]:
     return data.photos, data.captions
 
 
-def test_captions_and_names_arrive_as_they_are(tmp_path: Path) -> None:
+def test_captions_and_names_arrive_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("~", "${HOME}"):  # what is there by such a name is meant
+        (tmp_path / name).touch()
     (tmp_path / "captions.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode() + b"\r\n\r\n")
     options = ["--images", *TEXTS, "--caption", *TEXTS, f"--captions={tmp_path / 'captions.txt'}"]
     photos, captions = questioned(options)
