@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+import unicodedata
 from typing import Any
 
 import pytest
+from PIL import ImageFont
 from rich.console import Console
 
 from lad_pl.analysis.bootstrap import Difference
+from lad_pl.analysis.photo_ranking import _cut
 from lad_pl.analysis.table import MINUS, Table, interval, metrics_table, p_value, percent, points, recall_table
 
 
@@ -41,6 +44,38 @@ def test_no_cell_is_a_formula(text: str) -> None:
     heading, row = csv.reader(io.StringIO(table.csv(), newline=""))
     assert heading == [f"'{text}", "value", "of text"]
     assert row == [f"'{text}", "-0.5", "-0.5"]
+
+
+LINK = "\x1b]8;;http://x\x07cat\x1b]8;;\x07"
+HOSTILE = f"\x1b[2J{LINK} \u202egnp.exe\u2066 \x9b31m\x7f \udce9 [red]dog[/] [/b] :smile:\nend"
+SHOWN = (
+    r"\x1b[2J\x1b]8;;http://x\x07cat\x1b]8;;\x07 \u202egnp.exe\u2066 \x9b31m\x7f \udce9 [red]dog[/] [/b] :smile: end"
+)
+FRIENDLY = (
+    "e\u0301t\u00e9 \u05d7\u05ea \u0642\u0637 \u0645\u06cc\u200c\u062e \u732b \U0001f469\u200d\U0001f680"
+)
+"""A combining accent, Hebrew, Arabic, Persian with a non-joiner, Chinese, an emoji with a joiner."""
+
+
+def test_a_terminal_shows_names_and_captions_and_does_not_obey_them() -> None:
+    table = Table("t", ("", HOSTILE), [("1", HOSTILE), ("2", FRIENDLY)], caption=HOSTILE, title=HOSTILE)
+    out = io.StringIO()
+    Console(file=out, width=300, force_terminal=True, color_system=None).print(table)
+    text = out.getvalue()
+    assert text.count(SHOWN) == 4
+    assert FRIENDLY in text
+    assert not [
+        character for character in text if character != "\n" and unicodedata.category(character) in ("Cc", "Cs")
+    ]
+    assert not set(text) & set("\u202e\u2066")
+    text_column = Table("t", ("", "photo"), [("1", HOSTILE)], text_column=1)
+    assert "".join("".join(printed(text_column)).split()).endswith("".join(SHOWN.split()))
+
+
+def test_a_contact_sheet_shows_them_too() -> None:
+    font = ImageFont.load_default(size=14)
+    assert _cut(HOSTILE, font, 10_000) == SHOWN
+    assert _cut(FRIENDLY, font, 10_000) == FRIENDLY
 
 
 def test_numbers_have_one_format_and_a_dash_where_there_is_none() -> None:

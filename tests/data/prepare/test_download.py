@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import re
@@ -263,6 +264,18 @@ def test_no_room(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 # ------------------------------------------------------------------------------------------------------- unpacking
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path: Path) -> None:
+    class Full(io.BytesIO):
+        name = str(tmp_path / "archive.part")
+
+        def write(self, block: bytes) -> int:  # type: ignore[override]
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        module._append(Full(), b"x")
+    assert raised.value.filename == Full.name
 
 
 def test_unpacking_shows_everything_or_nothing(tmp_path: Path) -> None:
