@@ -1,7 +1,8 @@
-"""Atomic file writes, JSON reading, and the files that are packaged with the toolkit."""
+"""Atomic file writes, reading of text and JSON, and the files that are packaged with the toolkit."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator
@@ -29,6 +30,37 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def read_text(path: str | Path, remedy: str = "", what: str = "") -> str:
+    """The content of a text file in UTF-8, without its byte-order mark if it has one; lines end in a line feed.
+
+    Args:
+        path: of the file.
+        remedy: what the user can do about a file that cannot be read; a sentence for the error message.
+        what: what the file holds, in the error message: ``the captions in``.
+
+    Raises:
+        UserError: the file is missing, unreadable, or not in UTF-8.
+    """
+    remedy = f" {remedy}" if remedy else ""
+    try:
+        content = Path(path).read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"Cannot read {what}{' ' * bool(what)}{path}: {error.strerror}.{remedy}") from error
+    except UnicodeDecodeError as error:
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        raise UserError(f"{path} is {'UTF-16' if utf16 else 'not UTF-8'} text; save it as UTF-8.") from error
+    if "\0" in text:  # as in UTF-16 without its mark
+        raise UserError(f"{path} has NUL characters, which no text in UTF-8 has; save it as UTF-8.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text by its line feeds alone: captions may have other characters that Python takes for ends."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_json(path: str | Path, remedy: str = "") -> Any:
     """The content of a JSON file, UTF-8 with or without a byte-order mark.
 
@@ -46,22 +78,6 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
         raise UserError(f"Cannot read {path}: {error.strerror}.{remedy}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.{remedy}") from error
-
-
-def read_text(path: str | Path) -> str:
-    """The content of a text file, UTF-8 with or without a byte-order mark; line ends become newlines.
-
-    Raises:
-        UserError: it is no UTF-8 text.
-        OSError: it cannot be read.
-    """
-    content = Path(path).read_bytes()
-    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or b"\0" in content[:4096]:
-        raise UserError(f"{path} is not UTF-8 text but UTF-16, or no text at all; save it as UTF-8.")
-    try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from error
 
 
 def asset(relative: str) -> Path:

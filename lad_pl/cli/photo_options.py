@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lad_pl.errors import UserError
-from lad_pl.files import read_text
+from lad_pl.files import read_text, split_lines
 
 HELP = {
     "--images": "Photos to rank: files, folders, or quoted patterns such as 'holiday/*.jpg'; in place of --data.",
@@ -89,10 +89,7 @@ def _yaml(texts: Sequence[str], what: str, remedy: str) -> str:
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        lines = [line.strip() for line in read_text(path).split("\n")]  # no other break: a caption may hold U+2028
-    except OSError as error:
-        raise UserError(f"Cannot read the captions in {path}: {error.strerror or error}.") from error
+    lines = [line.strip() for line in split_lines(read_text(path, what="the captions in"))]
     captions = [line for line in lines if line]
     if not captions:
         raise UserError(f"{path} holds no caption.")

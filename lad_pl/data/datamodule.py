@@ -84,6 +84,7 @@ class MultiImageData(pl.LightningDataModule):
         """The orders in which the stage in progress shows every sample."""
         self.loader_specs: tuple[LoaderSpec, ...] = ()
         """One for each dataloader of the stage in progress; set by the LightningModule's ``setup``."""
+        self._sound: set[Path] = set()
         self._stage = ""
         self._settings: dict[str, Any] = {}
 
@@ -199,7 +200,7 @@ class MultiImageData(pl.LightningDataModule):
         return partial(load_photo, folder=self.images, side=side)
 
     def check_images(self) -> None:
-        """Check every image file of this stage, as ``image_check`` says.
+        """Check every image file of this stage that has not been checked before, as ``image_check`` says.
 
         Raises:
             UserError: files are missing or broken; it names the first ten with their samples.
@@ -208,7 +209,9 @@ class MultiImageData(pl.LightningDataModule):
         for sample in self.samples:
             for name in sample.images:
                 files.setdefault(self.images / name, f"Sample {sample.id}: image file ")
+        files = {path: sample for path, sample in files.items() if path not in self._sound}
         raise_broken(files, self.image_check == "full", "fix this, or name the image folder with data.images")
+        self._sound |= files.keys()
 
     def settings(self) -> dict[str, Any]:
         """Digests of the samples and images of the stage in progress, and its permutations, as plain values."""

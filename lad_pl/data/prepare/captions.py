@@ -17,7 +17,7 @@ from lad_pl.data.prepare.pickles import read_pickle
 from lad_pl.data.prepare.pictures import is_empty, picture_format, write_picture
 from lad_pl.data.prepare.table_reader import read_rows
 from lad_pl.errors import UserError
-from lad_pl.files import read_json, read_text
+from lad_pl.files import read_json, read_text, split_lines
 
 Categories = dict[str, frozenset[int | str]]
 """The object categories of each image, by image name."""
@@ -183,12 +183,9 @@ def read_flickr(path: str | Path) -> CaptionedImages:
     """
     if Path(path).suffix == ".json":
         return _read_karpathy(path)
-    try:
-        text = read_text(path)
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    lines = text.removesuffix("\n").split("\n")  # no other breaks: a caption may hold them
-    header = lines[0].replace(" ", "")
+    text = read_text(path)
+    lines = split_lines(text)
+    header = lines[0].replace(" ", "") if lines else ""
     if header.startswith("image") and "|" in header:
         rows = [line.split("|", 2) for line in lines]
         return CaptionedImages.gather(_columns(enumerate(rows, start=1), 3, path))
