@@ -96,6 +96,7 @@ class MultiImageData(pl.LightningDataModule):
         """How many samples of the stage in progress are left out because they ask a calibration sample's question."""
         self._num_read = 0
         self._calibrated: set[str] = set()
+        self._sound: set[Path] = set()
         self._stage = ""
         self._settings: dict[str, Any] = {}
 
@@ -254,7 +255,7 @@ class MultiImageData(pl.LightningDataModule):
         check_distinct(self.samples, self.images)
 
     def check_images(self) -> None:
-        """Check every image file of this stage, as ``image_check`` says.
+        """Check every image file of this stage that has not been checked before, as ``image_check`` says.
 
         Raises:
             UserError: files are missing or broken; it names the first ten with their samples.
@@ -263,7 +264,9 @@ class MultiImageData(pl.LightningDataModule):
         for sample in self.samples:
             for name in sample.images:
                 files.setdefault(self.images / name, f"Sample {sample.id}: image file ")
+        files = {path: sample for path, sample in files.items() if path not in self._sound}
         raise_broken(files, self.image_check == "full", "fix this, or name the image folder with data.images")
+        self._sound |= files.keys()
 
     def settings(self) -> dict[str, Any]:
         """Digests of the samples and images of the stage in progress, and its permutations, as plain values."""

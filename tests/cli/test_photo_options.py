@@ -270,8 +270,8 @@ def test_captions_in_another_encoding(
     (tmp_path / "captions.txt").write_text("a café\n", encoding=encoding)
     question = ["--images", str(album), "--captions", str(tmp_path / "captions.txt")]
     line = fails(capsys, "predict", *calibrated, *question)
-    assert "captions.txt is not UTF-8 text" in line
-    assert ("UTF-16" in line) == (encoding != "latin-1")
+    assert "captions.txt" in line
+    assert "save it as UTF-8" in line
 
 
 def test_what_is_left_out_is_said_once(calibrated: list[str], album: Path, tmp_path: Path, capsys) -> None:

@@ -354,7 +354,7 @@ def test_a_caption_of_one_line_is_unchanged(tmp_path):
     [
         ('image,caption\na.jpg,"a dog\nb.jpg,a cat\nc.jpg,"x"\n', "a quotation mark before line . is not closed"),
         ('image,caption\na.jpg,"' + "x" * 200_000 + '"\n', "line 2 is not valid CSV: field larger than"),
-        ("a.jpg#0\ta dog\n".encode("utf-16"), "not UTF-8 text but UTF-16"),
+        ("a.jpg#0\ta dog\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("a.jpg#0\té\n".encode("latin-1"), "is not UTF-8 text"),
     ],
 )
