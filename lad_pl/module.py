@@ -13,7 +13,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -27,7 +26,8 @@ from lad_pl.provenance import library_versions
 from lad_pl.readouts import ReadoutSettings, check_names, check_top_layers
 from lad_pl.run.callback import WriteRun
 from lad_pl.run.folder import Record, RunFolder
-from lad_pl.run.processes import SIGTERM_EXIT, ProcessWatcher, check_trainer, on_rank_zero
+from lad_pl.run.processes import SIGTERM_EXIT, ProcessWatcher, check_trainer, loader_specs, on_rank_zero
+from lad_pl.run.prompt_date import date_of_passes
 from lad_pl.run.scoring import Results, calibrate_store, score_methods
 from lad_pl.types import Batch, Calibration
 from lad_pl.vlm import VisionLanguageModel, VLMSpec
@@ -79,18 +79,16 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.strict_loading = False  # the checkpoint holds a calibration, no weights
         self.vlm_spec = vlm
         self.prompt, self.layer_choice = prompt, layers
-        self.readout = readout
-        self.readouts = tuple(readouts)
+        self.readout, self.readouts, self.rank_by = readout, tuple(readouts), rank_by
         self.methods = tuple(dict.fromkeys(methods))
         self.method = method
-        self.rank_by = rank_by
         self.overwrite = overwrite
         self.cpu_threads = cpu_threads
 
         self.vlm: VisionLanguageModel | None = None
         self.layers: tuple[int, ...] = ()
         self.fingerprints: dict[str, str] = {}
-        """Digests of the weights and the processor."""
+        """Digests of the weights and the processor, and the date in the prompts if there is one."""
         self.runners: list[MethodRunner] = []
         """One per method of the stage in progress; DirectAnswer, which the readouts share, first."""
         self.calibration: Calibration | None = None
@@ -116,36 +114,40 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         if self.vlm is None:
             self.vlm = VisionLanguageModel.load(self.vlm_spec)
             self.layers = self.vlm.layers.choose(self.layer_choice)
-            encoder = self.vlm.encoder(self.prompt)
-            self.fingerprints = {"weights": self.vlm.fingerprint(), "processor": encoder.fingerprint()}
+            self.fingerprints = {"weights": self.vlm.fingerprint()}
         check_top_layers(self.readout.top_layers, len(self.layers), "model.readout.top_layers")
         if not self.data.orders:
             raise UserError(f"{type(self.data).__name__}.setup has to call super().setup(stage).")
-        # The samples depend on the calibration, and Lightning loads that of --ckpt_path after this hook.
-        self.data.before_loaders = partial(self._prepare, stage)
+        if stage == "fit":
+            self._prepare(stage)
+        else:  # samples and date depend on the calibration, and Lightning loads that of --ckpt_path after this hook
+            self.data.before_loaders = partial(self._prepare, stage)
 
     def _prepare(self, stage: str) -> None:
         """Find the calibration: --ckpt_path's, a preceding ``fit``'s, the run folder's. Say what each loader needs."""
+        assert self.vlm is not None
+        if stage != "fit" and (self.calibration is None or self._from_folder):
+            self._from_folder, self._calibration_path = True, self.run_folder.calibration
+            self.calibration, self.provenance = load_calibration(self._calibration_path)
+        encoder = self.vlm.encoder(self.prompt)
+        stored = date_of_passes(self.run_folder, encoder, self.fingerprints["weights"]) if stage == "fit" else None
+        date = (
+            self.trainer.strategy.broadcast(stored or encoder.date) if stage == "fit" else self.provenance.get("date")
+        )
+        self.fingerprints |= self.vlm.encoder(self.prompt, date).fingerprints()
         if stage != "fit":
-            if self.calibration is None or self._from_folder:
-                self._from_folder, self._calibration_path = True, self.run_folder.calibration
-                self.calibration, self.provenance = load_calibration(self._calibration_path)
             check_calibration(self.provenance, self.calibration_settings())
             self.data.hold_back(self.provenance)
         named = self.methods if stage in ("test", "validate") else ()
         kinds: list[type[Method]] = [DirectAnswer, *dict.fromkeys(METHODS[name] for name in named)]
-        self.runners = [self._runner(stage, kind(self.method)) for kind in kinds]
+        self.runners = [self._runner(stage, kind(self.method), date) for kind in kinds]
         for runner in self.runners:
             runner.store.check()
-        replica = (1, 0) if self.vlm_spec.tensor_parallel > 1 else (self.trainer.world_size, self.trainer.global_rank)
-        # Every process serves the same list, even where a shared disk shows them different states of the store.
-        self.data.loader_specs = tuple(
-            runner.loader_spec(self.trainer.strategy.broadcast(runner.done), replica) for runner in self.runners
-        )
+        self.data.loader_specs = loader_specs(self.trainer, self.runners, self.vlm_spec.tensor_parallel)
 
-    def _runner(self, stage: str, method: Method) -> MethodRunner:
+    def _runner(self, stage: str, method: Method, date: str | None) -> MethodRunner:
         assert self.vlm is not None
-        encoder = self.vlm.encoder(method.prompt(self.prompt))
+        encoder = self.vlm.encoder(method.prompt(self.prompt), date)
         path = self.run_folder.evidence(stage, "" if isinstance(method, DirectAnswer) else method.name)
         own = {"pass": method.name, "prompt": encoder.prompt.settings(), **method.recorded_settings()}
         store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite)
@@ -193,12 +195,11 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         """The settings that the results of the stage in progress depend on, as plain values."""
         if self.trainer.state.fn == "fit":
             return self.evidence_settings()
-        methods = {name: runner.settings() for runner in self.runners for name in runner.method.names}
         return {
             **self.evidence_settings(),
             "readout": asdict(self.readout),
             "readouts": [*self.readouts],
-            "methods": {name: chosen for name, chosen in methods.items() if name in self.methods},
+            "methods": {name: of.settings() for of in self.runners for name in of.method.names if name in self.methods},
             "rank_by": self.rank_by,
             "calibration_samples": self.provenance.get("calibration_samples"),
         }
@@ -237,10 +238,6 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         }
         self.trainer.save_checkpoint(self.run_folder.calibration, weights_only=True)
         self.trainer.should_stop = True
-        if not self.calibration.head_information.any():
-            rank_zero_warn(
-                "No head's attention finds the correct image of the calibration samples; all weigh the same."
-            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A calibration in place of weights."""

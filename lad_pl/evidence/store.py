@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from itertools import chain
 from pathlib import Path
@@ -196,6 +197,17 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, truncated, or no evidence of this toolkit.
     """
     return _settings(_open(path).schema_arrow, path)
+
+
+def recorded_settings(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The settings of a store's finished file and of each of its parts, as far as they can be read."""
+    path = Path(path)
+    for file in (path, *sorted(path.parent.glob(f"{path.name}.parts-*/*.arrows"))):
+        with suppress(UserError):
+            if file == path and path.exists():
+                yield read_settings(path)
+            elif file != path and (schema := _stream_schema(file)):
+                yield _settings(schema, file)
 
 
 def read_prompts(path: str | Path, heads: bool = True) -> EvidenceRecords:

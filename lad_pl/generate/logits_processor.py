@@ -50,7 +50,7 @@ def debiasing(
 
     >>> with debiasing(model, processor, "checkpoints/mine/calibration.ckpt") as debias:  # doctest: +SKIP
     ...     inputs = debias.encode(images, "a dog on the beach").to(model.device)
-    ...     output = model.generate(**inputs, logits_processor=[debias], max_new_tokens=1)
+    ...     output = model.generate(**inputs, logits_processor=[debias], max_new_tokens=debias.answer_length)
 
     Args:
         model: of an ``AutoModelForImageTextToText`` class.
@@ -70,7 +70,7 @@ def debiasing(
         UserError: the calibration is of another model or processor, or cannot be read; the readout is unknown.
     """
     debias = Debiasing(VisionLanguageModel(model, processor), calibration, readout, settings, only_candidates)
-    with watched(processor, debias.remember), debias.prefill_capture.watching():
+    with watched(processor, debias.remember, debias.dated_template), debias.prefill_capture.watching():
         yield debias
 
 
@@ -82,10 +82,11 @@ class Debiasing(LogitsProcessor):
     follow the readout, and the probability mass M that the model gives all of them together is unchanged. With
     ``only_candidates`` all other tokens are ruled out.
 
-    Identifiers of several tokens (N > 9) are corrected at every step of their trie; the probability of a token is that
-    of the best candidate below it. So greedy decoding writes the best candidate of the readout. Sampling draws from P
-    if every identifier has one token; otherwise it draws first tokens in proportion to their best candidates. Beam
-    search and several sequences per prompt use the result like any other scores.
+    Answers of several tokens (N > 9, or a blank before the identifier) are corrected at every step of their trie; the
+    probability of a token is that of the best candidate below it. So greedy decoding writes the best candidate of the
+    readout in :attr:`answer_length` tokens. Sampling draws from P if the identifiers differ in one token; otherwise it
+    draws the first tokens in which they differ in proportion to their best candidates. Beam search and several
+    sequences per prompt use the result like any other scores.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Debiasing(LogitsProcessor):
         self.log_probs: Tensor | None = None
         """(B, N) log P of the candidates in the latest ``generate`` call, double precision."""
         self._vlm = vlm
-        self._encoder = vlm.encoder(self.prompt)
+        self._encoder = vlm.encoder(self.prompt, provenance.get("date"))
         self._layers: tuple[int, ...] = tuple(provenance["layers"])
         self._check(str(calibration), provenance)
         self._trie = self._encoder.answer_trie(self.num_candidates)
@@ -121,7 +122,7 @@ class Debiasing(LogitsProcessor):
         """Reads the evidence from the model's forward passes."""
 
     def _check(self, source: str, provenance: Mapping[str, Any]) -> None:
-        here = {"weights": self._vlm.fingerprint(), "processor": self._encoder.fingerprint()}
+        here = {"weights": self._vlm.fingerprint(), **self._encoder.fingerprints()}
         difference = first_difference({name: provenance.get(name) for name in here}, here)
         if difference:
             raise UserError(
@@ -134,8 +135,17 @@ class Debiasing(LogitsProcessor):
         """N."""
         return self.calibration.num_candidates
 
+    @property
+    def answer_length(self) -> int:
+        """Tokens of the longest answer, with what the chat template writes before it; for ``max_new_tokens``."""
+        return max(map(len, self._trie.sequences))
+
     def text(self, caption: str) -> str:
-        """The text of the calibration's prompt for a caption; it follows the N images."""
+        """The text of the calibration's prompt for a caption; it follows the N images.
+
+        Where the caption may spell one of the model's own tokens, pass ``sanitize_control_tokens=True`` to
+        ``apply_chat_template``, as :meth:`encode` does.
+        """
         return self.prompt.text(caption, self.num_candidates)
 
     def encode(self, images: Sequence[Any], caption: str) -> Any:
@@ -160,6 +170,10 @@ class Debiasing(LogitsProcessor):
         self.remember(inputs)
         inputs.pop(OFFSETS, None)
         return inputs
+
+    def dated_template(self) -> str | None:
+        """The chat template's text on the calibration's day; None if it asks for no date."""
+        return self._encoder.template.dated()
 
     def remember(self, encoded: Mapping[str, Any]) -> None:
         """Register prompts, with the tokens that belong to each image.

@@ -124,10 +124,17 @@ class PromptRegistry:
 
 
 @contextmanager
-def watched(processor: ProcessorMixin, remember: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+def watched(
+    processor: ProcessorMixin, remember: Callable[[Mapping[str, Any]], None], template: Callable[[], str | None]
+) -> Iterator[None]:
     """Pass every output of ``processor`` to ``remember``, with the texts that it wrote for the images.
 
     The processor's class is replaced by a subclass, because Python looks ``__call__`` up on the class only.
+
+    Args:
+        processor: of the prompts.
+        remember: takes the processor's outputs.
+        template: gives the chat template that replaces the processor's own; None to keep it.
     """
     original = type(processor)
 
@@ -139,8 +146,13 @@ def watched(processor: ProcessorMixin, remember: Callable[[Mapping[str, Any]], N
             encoded.pop(OFFSETS, None)
         return encoded
 
-    named = {"__call__": remembered, "__module__": original.__module__, "__qualname__": original.__qualname__}
-    processor.__class__ = type(original.__name__, (original,), named)
+    @functools.wraps(original.apply_chat_template)
+    def rendered(self: Any, conversation: Any, chat_template: str | None = None, **options: Any) -> Any:
+        return original.apply_chat_template(self, conversation, chat_template or template(), **options)
+
+    named = {"__module__": original.__module__, "__qualname__": original.__qualname__}
+    replaced = {"__call__": remembered, "apply_chat_template": rendered, **named}
+    processor.__class__ = type(original.__name__, (original,), replaced)
     try:
         yield
     finally:

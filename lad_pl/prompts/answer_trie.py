@@ -19,10 +19,11 @@ Prefix = tuple[int, ...]
 
 @dataclass(frozen=True)
 class AnswerTrie:
-    """The N identifiers as token sequences, with an end-of-turn token after an identifier that begins another."""
+    """The N answers as token sequences, with an end-of-turn token after an identifier that begins another."""
 
     sequences: tuple[Prefix, ...]
-    """Token ids of each candidate; they end in the end token if and only if the candidate is a prefix of another."""
+    """Token ids of each candidate after the prompt: what the chat template writes before an answer, which all have in
+    common, and the identifier; they end in the end token if and only if the candidate is a prefix of another."""
 
     @classmethod
     def build(cls, names: Sequence[str], tokens: Sequence[Sequence[int]], end_token: Callable[[], int]) -> AnswerTrie:
@@ -30,7 +31,7 @@ class AnswerTrie:
 
         Args:
             names: the identifiers as text, for error messages.
-            tokens: the token ids of each identifier after the prompt.
+            tokens: the token ids of each answer after the prompt.
             end_token: gives the token that ends the assistant's turn; called only if one identifier begins another.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,12 @@ def calibrate_store(path: str | Path) -> Calibration:
         UserError: the store cannot be read; or as :func:`lad_pl.calibrate.calibrate`.
     """
     records = read_prompts(path)
-    return calibrate(records.evidence, records.targets, records.permutations, records.sample_index)
+    calibration = calibrate(records.evidence, records.targets, records.permutations, records.sample_index)
+    if not calibration.head_information.any():
+        warnings.warn(
+            "No head's attention finds the correct image of the calibration samples; all weigh the same.", stacklevel=2
+        )
+    return calibration
 
 
 def score_store(path: str | Path, calibration: Calibration, settings: ReadoutSettings, names: Sequence[str]) -> Results:

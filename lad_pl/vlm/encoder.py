@@ -7,8 +7,6 @@ that numbers its images, or comments on some of them, is called for every permut
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,10 +21,14 @@ from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec, identifiers
 from lad_pl.provenance import short_digest
 from lad_pl.types import Batch, PermutedSample
+from lad_pl.vlm.chat_template import ChatTemplate, turn, words
 from lad_pl.vlm.content_free import CONTENT_FREE, swap_text
 from lad_pl.vlm.spans import ImageBlocks, ImageSpans
 
 Fields = dict[str, Any]
+
+_UNMERGED = ("\n", "x", "0", ".")
+"""Characters of each kind, one of which a tokenizer should not merge with the next."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +54,23 @@ class PromptEncoder:
         processor: the model's processor.
         image_token: id of the visual token, which image features replace.
         prompt: template, identifiers and image processing.
+        date: the day that a chat template which asks for the date is given, as YYYY-MM-DD; None for today.
 
     Raises:
         UserError: the prompt sets a variable that the model's chat template does not have.
     """
 
-    def __init__(self, processor: ProcessorMixin, image_token: int, prompt: PromptSpec) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, image_token: int, prompt: PromptSpec, date: str | None = None
+    ) -> None:
         self.processor = processor
         self.tokenizer: Any = processor.tokenizer
-        self.spans = ImageSpans(self.tokenizer, image_token, getattr(processor, "image_token", None))
+        placeholders = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        self.spans = ImageSpans(self.tokenizer, image_token, placeholders)
         self.prompt = prompt
-        self._check_template_variables()
-
-    def _check_template_variables(self) -> None:
-        taken = {"messages", *inspect.signature(self.processor.apply_chat_template).parameters}
-        for name in self.prompt.chat_template_kwargs:
-            if name in taken or not re.search(rf"\b{re.escape(name)}\b", str(self.processor.chat_template)):
-                raise UserError(
-                    f"prompt.chat_template_kwargs names '{name}', which is no variable of this model's chat template "
-                    "that a prompt may set."
-                )
+        self.template = ChatTemplate(processor, prompt.chat_template_kwargs, date)
+        self.date = self.template.date_in(self.turns([{"type": "image"}] * 2, prompt.text("x", 2)))
+        """The day that the chat template writes into the prompts, as YYYY-MM-DD; None if it writes none."""
 
     def __call__(self, items: Sequence[PermutedSample]) -> Batch:
         """Encode a list of samples, each under all of its permutations.
@@ -170,27 +169,46 @@ class PromptEncoder:
         return len(self._process(item, tuple(range(item.sample.num_candidates)))[0]["input_ids"])
 
     def answer_trie(self, num_candidates: int) -> AnswerTrie:
-        """The identifiers' tokens as they follow the generation prompt.
+        """The answers' tokens as they follow the generation prompt.
+
+        An answer is an identifier after whatever the chat template writes between its generation prompt and the
+        answer of an answered turn, such as the blank of ``Assistant: 1``.
 
         Raises:
             UserError: the tokenizer cannot tell two identifiers apart, or merges one with the prompt.
         """
         names = identifiers(self.prompt.identifiers, num_candidates)
-        before = self.chat(self.turns([], self.prompt.text("x", num_candidates)))
-        base = self.token_ids(before)
-        tokens = []
-        for name in names:
-            ids = self.token_ids(before + name)
-            if ids[: len(base)] != base:
-                raise UserError(f"The tokenizer merges the identifier '{name}' with the prompt; use other identifiers.")
-            tokens.append(ids[len(base) :])
+        turns = self.turns([], self.prompt.text("x", num_candidates))
+        tokens = self._answer_tokens(self.chat(turns), self.template.before_answer(turns), names)
         return AnswerTrie.build(names, tokens, self._end_of_turn)
 
+    def _answer_tokens(self, prompt: str, lead: str, names: Sequence[str]) -> list[list[int]]:
+        """The tokens of ``lead`` and each name, after the prompt's.
+
+        A tokenizer that merges the lead's beginning with the prompt's end (a line break with a colon) never writes
+        that token after the prompt, whose tokens are given; the lead is then tokenised apart from the prompt.
+        """
+        for text in (prompt, *(_UNMERGED if lead else ())):
+            before = self.token_ids(text)
+            answers = [self.token_ids(text + lead + name) for name in names]
+            merged = [name for name, ids in zip(names, answers, strict=True) if ids[: len(before)] != before]
+            if not merged:
+                return [ids[len(before) :] for ids in answers]
+        raise UserError(f"The tokenizer merges the identifier '{merged[0]}' with the prompt; use other identifiers.")
+
     def fingerprint(self) -> str:
-        """A short digest of the chat template's text and of the image processor's settings."""
+        """A short digest of the chat template's text, of what it writes before an answer, and of the image processor's
+        settings."""
         settings = self.processor.image_processor.to_dict()
         kept = {name: value for name, value in settings.items() if not name.startswith("_") and "class" not in name}
-        return short_digest([self.chat(self.turns([], "x")), kept])
+        turns = self.turns([], "x")
+        lead = self.template.before_answer(turns)
+        return short_digest([self.chat(turns), kept, *([lead] if lead else [])])  # older calibrations know no lead
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint, and the date in the prompts if there is one, as a calibration records them."""
+        date = {} if self.date is None else {"date": self.date}
+        return {**date, "processor": self.fingerprint()}
 
     def _process(self, item: PermutedSample, permutation: Sequence[int]) -> tuple[Fields, Fields, ImageBlocks]:
         """Token fields (S,), image fields and image blocks of one sample in one order of its images."""
@@ -219,10 +237,13 @@ class PromptEncoder:
         Raises:
             UserError: the chat template or the processor refuses the prompt.
         """
-        control = self.spans.control_token_in(f"{self.prompt.system or ''} {text}")
+        return self._tokenized(self.turns(images, text))
+
+    def _tokenized(self, turns: list[dict[str, Any]]) -> Any:
+        control = self.spans.control_token_in(" ".join(part["text"] for part in _texts(turns)))
         try:
             return self.processor.apply_chat_template(
-                self.turns(images, text),
+                turns,
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -233,32 +254,37 @@ class PromptEncoder:
                     "return_text_replacement_offsets": True,
                     "images_kwargs": dict(self.prompt.images_kwargs),
                 },
-                **self.prompt.chat_template_kwargs,
+                **self.template.options,
             )
         except Exception as error:  # templates and processors raise whatever they like
-            spelt = "" if control is None else f" (its text spells '{control}', one of the model's own tokens)"
-            raise UserError(f"the model's processor refuses it{spelt}: {first_line(error)}.") from error
+            if control is None:
+                raise UserError(f"the model's processor refuses it: {first_line(error)}.") from error
+            self._tokenized(_without(turns, control))  # raises if something else is wrong
+            raise UserError(
+                f"{self._source_of(control)} spells '{control}', one of the model's own tokens, which its processor "
+                "cannot read as plain text; write it in other words."
+            ) from error
+
+    def _source_of(self, control: str) -> str:
+        """Where a prompt's control token comes from."""
+        sources = {"prompt.system": self.prompt.system, "prompt.template": self.prompt.template}
+        return next((name for name, text in sources.items() if control in (text or "")), "the caption")
 
     def turns(self, images: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
         """The conversation for the chat template: the system turn, if there is one, and the user's images and text."""
-        turns = [_turn("user", [*images, _words(text)])]
-        return turns if self.prompt.system is None else [_turn("system", [_words(self.prompt.system)]), *turns]
+        turns = [turn("user", [*images, words(text)])]
+        return turns if self.prompt.system is None else [turn("system", [words(self.prompt.system)]), *turns]
 
-    def chat(self, turns: list[dict[str, Any]], answering: bool = True) -> str:
-        """The text that the chat template makes of a conversation.
+    def chat(self, turns: list[dict[str, Any]]) -> str:
+        """The text that the chat template makes of a conversation, with its generation prompt.
 
         Args:
-            turns: as :meth:`turns` gives them, or more of them.
-            answering: end with the generation prompt, after which the assistant answers.
+            turns: as :meth:`turns` gives them.
 
         Raises:
             UserError: the chat template refuses the conversation.
         """
-        options = self.prompt.chat_template_kwargs
-        try:
-            return self.processor.apply_chat_template(turns, add_generation_prompt=answering, **options)
-        except Exception as error:  # templates raise whatever they like
-            raise UserError(f"The model's chat template refuses the prompt: {first_line(error)}.") from error
+        return self.template.render(turns)
 
     def token_ids(self, text: str) -> list[int]:
         """The tokenizer's ids for a text, without special tokens of its own."""
@@ -266,22 +292,27 @@ class PromptEncoder:
 
     def _end_of_turn(self) -> int:
         """The token that ends an assistant turn; where the template writes none, the token that opens the next turn."""
-        marker = "ANSWER"
-        turns = [*self.turns([], "x"), _turn("assistant", [_words(marker)])]
-        for conversation in (turns, [*turns, _turn("user", [_words("x")])]):
-            text = self.chat(conversation, answering=False)
-            token = self.spans.first_marker(self.token_ids(text.rpartition(marker)[2]))
+        turns = self.turns([], "x")
+        for following in ([], [turn("user", [words("x")])]):
+            text = self.template.after_answer(turns, *following)
+            token = self.spans.first_marker(self.token_ids(text))
             if token is not None:
                 return token
         return self.tokenizer.eos_token_id
 
 
-def _turn(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"role": role, "content": content}
+def _texts(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of a conversation that are text."""
+    return [part for turn in turns for part in turn["content"] if part["type"] == "text"]
 
 
-def _words(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
+def _without(turns: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """A conversation whose texts lack ``text``."""
+
+    def cut(part: dict[str, Any]) -> dict[str, Any]:
+        return words(part["text"].replace(text, "")) if part["type"] == "text" else part
+
+    return [{**turn, "content": [cut(part) for part in turn["content"]]} for turn in turns]
 
 
 def _position_of_target(item: PermutedSample, permutation: Sequence[int]) -> int:

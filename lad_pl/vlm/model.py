@@ -89,8 +89,12 @@ class VisionLanguageModel:
         parts = sorted((part for part in placed if f"{name}.".startswith(f"{part}." if part else "")), key=len)
         return torch.device("cpu" if placed[parts[-1]] == "disk" else placed[parts[-1]])
 
-    def encoder(self, prompt: PromptSpec) -> PromptEncoder:
+    def encoder(self, prompt: PromptSpec, date: str | None = None) -> PromptEncoder:
         """The encoder of this model's prompts, for the data workers.
+
+        Args:
+            prompt: template, identifiers and image processing.
+            date: the day that a chat template which asks for the date is given, as YYYY-MM-DD; None for today.
 
         Raises:
             UserError: the model's config names no visual token.
@@ -99,7 +103,7 @@ class VisionLanguageModel:
         tokens = [token for name in names if (token := getattr(self.model.config, name, None)) is not None]
         if not tokens:
             raise UserError(f"The config of {type(self.model).__name__} names no visual token (image_token_id).")
-        return PromptEncoder(self.processor, tokens[0], prompt)
+        return PromptEncoder(self.processor, tokens[0], prompt, date)
 
     @torch.no_grad()
     def evidence(self, batch: Batch, trie: AnswerTrie, layers: Sequence[int], sofa: Sofa | None = None) -> Evidence:

@@ -42,10 +42,10 @@ class ImageSpans:
     Args:
         tokenizer: the model's tokenizer.
         image_token: id of the visual token.
-        placeholder: what the chat template writes for an image, if that is not the visual token.
+        placeholders: what a chat template writes for an image, a video or audio; None where the processor has none.
     """
 
-    def __init__(self, tokenizer: Any, image_token: int, placeholder: str | None = None) -> None:
+    def __init__(self, tokenizer: Any, image_token: int, placeholders: Sequence[str | None] = ()) -> None:
         self.image_token = image_token
         self._visual: str = tokenizer.convert_ids_to_tokens(image_token)
         added = {token: entry.content for token, entry in tokenizer.added_tokens_decoder.items()}
@@ -57,14 +57,14 @@ class ImageSpans:
         self._markers_at_end = re.compile(f"(?:{marker})*\\Z")
         self._markers_at_start = re.compile(f"\\A(?:{marker})*")
         special = [entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special]
-        self._reserved = re.compile(_any_of({text for text in (*special, self._visual, placeholder) if text}))
+        self._reserved = re.compile(_any_of({text for text in (*special, self._visual, *placeholders) if text}))
 
     def first_marker(self, input_ids: Sequence[int]) -> int | None:
         """The first of ``input_ids`` that is an added token of the tokenizer (a marker), if any."""
         return next((token for token in input_ids if token in self._markers.values()), None)
 
     def control_token_in(self, text: str) -> str | None:
-        """The first control token that ``text`` spells out, if any: a special token or an image placeholder."""
+        """The first control token that ``text`` spells out, if any: a special token or a placeholder."""
         found = self._reserved.search(text)
         return found.group() if found else None
 

@@ -110,7 +110,7 @@ def subject_of(name: str, n: int, folder: Path) -> Subject:
     vlm = VisionLanguageModel.load(VLMSpec(str(checkpoint), dtype="float32"))
     prompt = PromptSpec(image_size=None)
     encoder = vlm.encoder(prompt)
-    trie, layers = encoder.answer_trie(n), vlm.layers.choose("1-3" if name == "internvl" else "1-5")
+    trie, layers = encoder.answer_trie(n), vlm.layers.choose("1-3" if name in ("internvl", "smolvlm") else "1-5")
     batch = encoder([entry((pictures[k:] + pictures[:k])[:n], k, "A cat", True) for k in range(2)])
     calibration = calibrate(vlm.evidence(batch, trie, layers), batch.targets, batch.permutations, batch.sample_index)
     provenance = {
@@ -212,6 +212,32 @@ def test_identifiers_of_several_tokens_are_written_whole(twelve: Subject, use_ca
     assert debias.evidence is not None and debias.log_probs is not None
     assert (debias.evidence.log_probs - twelve.evidence.log_probs).abs().max() < 1e-5
     assert (debias.log_probs - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_the_template_writes_before_an_answer(tmp_path: Path, use_cache: bool) -> None:
+    """``Assistant:`` and ``Assistant: 1``: a blank comes before the digit, in the evidence and in the answer."""
+    subject = subject_of("smolvlm", 4, tmp_path)
+    assert len({sequence[0] for sequence in subject.trie.sequences}) == 1
+    expected = subject.log_probs("agd")
+    with subject.debiased() as debias:
+        assert debias.answer_length == 2
+        output = subject.sdpa.generate(
+            **subject.inputs(debias, 0, 1),
+            logits_processor=[debias],
+            max_new_tokens=debias.answer_length,
+            do_sample=False,
+            use_cache=use_cache,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    assert debias.evidence is not None and debias.log_probs is not None
+    assert (debias.evidence.log_probs - subject.evidence.log_probs).abs().max() < 1e-5
+    best = expected.argmax(-1).tolist()
+    assert [tuple(row[-2:]) for row in output.sequences.tolist()] == [subject.trie.sequences[b] for b in best]
+    assert [subject.processor.decode(row[-2:]) for row in output.sequences] == [f" {b + 1}" for b in best]
+    digits = [sequence[1] for sequence in subject.trie.sequences]
+    assert (output.scores[1].double().log_softmax(-1)[:, digits] - expected).abs().max() < 1e-3
 
 
 class forced:

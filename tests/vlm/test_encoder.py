@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from families import gemma3
+from families import gemma3, idefics3
 from PIL import Image
 from subject import Subject
 from tiny_models import item, load
@@ -180,3 +182,21 @@ def test_a_caption_cannot_write_control_tokens(tiny_vlm: VisionLanguageModel, pi
     batch = encoder([item(pictures, 4, 1, hostile)])
     ids = batch.tokens["input_ids"][0]
     assert (ids == tiny_vlm.model.config.vision_start_token_id).sum() == 4
+
+
+def test_control_tokens_that_a_processor_cannot_read_as_text(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    """Idefics3's processor asks its tokenizer for what it has of a text without control tokens only."""
+    vlm = load(idefics3.build(tmp_path / "model"))
+
+    def refused(token: str, source: str, caption: str = "a dog", **prompt: Any) -> None:
+        message = f"Sample 0: {source} spells '{token}', one of the model's own tokens, which its processor cannot read"
+        with pytest.raises(UserError, match=re.escape(message)):
+            vlm.encoder(PromptSpec(image_size=None, **prompt))([item(pictures, 4, 1, caption)])
+
+    for token in ("<image>", "<end_of_utterance>"):
+        refused(token, "the caption", f"a dog {token}")
+    refused("<image>", "prompt.system", system="You judge <image>.")
+    refused("<image>", "prompt.template", template="<image> {caption}")
+    encoder = vlm.encoder(PromptSpec(images_kwargs={"max_pixel_count": 3}))
+    with pytest.raises(UserError, match=r"the model's processor refuses it: .*max_pixel_count"):
+        encoder([item(pictures, 4, 1, "a dog <image>")])
