@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,6 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         """Load the model once, and hand the datamodule what each method needs of its dataloader."""
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
-        if self.trainer.world_size > 1:
-            self.processes = ProcessWatcher(self.trainer, self.run_folder.path)
         check_trainer(self.trainer, self.vlm_spec.tensor_parallel)
         if self.vlm is None:
             self.vlm = VisionLanguageModel.load(self.vlm_spec)
@@ -125,23 +124,22 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         kinds: list[type[Method]] = [DirectAnswer]
         if stage in ("test", "validate"):
             kinds += dict.fromkeys(METHODS[name] for name in self.methods)
-        self.runners = [self._runner(self.vlm, stage, kind(self.method)) for kind in kinds]
-        for runner in self.runners:
-            runner.store.check()
+        self.runners = [self._runner(stage, kind(self.method)) for kind in kinds]
         shared = self.vlm_spec.tensor_parallel > 1
         replica = (1, 0) if shared else (self.trainer.world_size, self.trainer.global_rank)
+        others = [partial(runner.take_up, self.run_folder.related(runner.store.path)) for runner in self.runners]
         # Every process serves the same list, even where a shared disk shows them different states of the store.
-        self.data.loader_specs = tuple(
-            runner.loader_spec(self.trainer.strategy.broadcast(runner.done), replica) for runner in self.runners
-        )
+        done = [on_rank_zero(self.trainer, take_up) for take_up in others]
+        self.data.loader_specs = tuple(map(MethodRunner.loader_spec, self.runners, done, repeat(replica)))
 
-    def _runner(self, vlm: VisionLanguageModel, stage: str, method: Method) -> MethodRunner:
-        encoder = vlm.encoder(method.prompt(self.prompt))
-        path = self.run_folder.evidence(stage, "" if isinstance(method, DirectAnswer) else method.name)
+    def _runner(self, stage: str, method: Method) -> MethodRunner:
+        assert self.vlm is not None
+        encoder = self.vlm.encoder(method.prompt(self.prompt))
         own = {"pass": method.name, "prompt": encoder.prompt.settings(), **method.recorded_settings()}
-        store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite)
+        path, keys = self.run_folder.evidence(stage, method.file_name), self.data.keys(method.by_id)
+        store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite, keys)
         max_tokens = self.data.batch_tokens if self.data.batch_size == "auto" else math.inf
-        return MethodRunner(method, vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
+        return MethodRunner(method, self.vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
 
     @property
     def data(self) -> MultiImageData:
@@ -292,11 +290,13 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def _start(self) -> None:
         """Check the run folder and place the model."""
-        if not self.overwrite:
-            self.run_folder.check(str(self.trainer.state.fn.value), self.settings())  # type: ignore[union-attr]
-        self.trainer.strategy.barrier()
+        on_rank_zero(self.trainer, self._check_folder)
         assert self.vlm is not None
         self.vlm.to(self.device)
+
+    def _check_folder(self) -> None:
+        stage = str(self.trainer.state.fn.value)  # type: ignore[union-attr]
+        self.run_folder.check(stage, self.settings(), self.data.chosen(), self.overwrite)
 
     def _run(self, runner: MethodRunner, batch: Batch) -> None:
         if len(batch):  # it is empty while only other processes have a sample
@@ -307,6 +307,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def _finish_stores(self) -> None:
         """Close each store on every process, then merge its parts on the first one."""
+        on_rank_zero(self.trainer, self._check_folder)  # others may have written to it since the start
         for runner in self.runners:
             runner.store.close()
             on_rank_zero(self.trainer, partial(runner.store.finish, len(self.data.samples), len(runner.orders)))

@@ -25,6 +25,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
 from lad_pl.errors import UserError
+from lad_pl.run.lock import release_all
 
 T = TypeVar("T")
 USER_ERROR = 2
@@ -100,6 +101,7 @@ class ProcessWatcher:
             )
         for process in self._launched:
             process.kill()
+        release_all()
         os._exit(USER_ERROR if code == USER_ERROR else FAILED)
 
 

@@ -29,7 +29,7 @@ def test_other_pictures_under_the_same_names(options: list[str], tmp_path: Path,
     path = tmp_path / "data" / sample["image_ids"][0]
     with Image.open(path) as image:
         image.rotate(180).save(path)
-    assert "holds evidence of another configuration (images: " in fails(capsys, "test", *options)
+    assert "results of another configuration (image files have changed since)" in fails(capsys, "test", *options)
     assert main(["test", *options, "--model.overwrite=true"]) == 0
     assert (tmp_path / "run" / "predictions.jsonl").read_text() != before
 
