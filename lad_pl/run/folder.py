@@ -165,9 +165,9 @@ def _in_words(difference: str, there: Mapping[str, Any], here: Mapping[str, Any]
     options = {name: value for name, value in here.items() if what == "images" or name != "images"}
     if not there:
         return f"other {what}, chosen by {', '.join(f'--data.{name}' for name in options)}"
-    changed = first_difference({name: there.get(name) for name in options}, options)
-    if changed:
-        return f"--data.{changed}"
+    differing = [name for name, value in options.items() if there.get(name) != value]
+    if differing:
+        return "; ".join(f"--data.{name}: {there.get(name)!r} there, {options[name]!r} here" for name in differing)
     return "image files have changed since" if what == "images" else "the samples in the annotation file have changed"
 
 
