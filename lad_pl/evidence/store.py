@@ -10,6 +10,7 @@ sample, is in its key: if samples change, come or go, the evidence of the others
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -61,7 +62,7 @@ class EvidenceStore:
         self._ids = None if samples is None else list(samples.values())
         self._keys = None if samples is None else list(samples)
         self._index = None if samples is None else {key: index for index, key in enumerate(samples)}
-        self._replaceable: str | None = None
+        self._replaceable: tuple[str | None, ...] = ()
         self._file: FileIO | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
 
@@ -76,7 +77,7 @@ class EvidenceStore:
         difference = None if self._overwrite else self._difference_of_parts() or self._difference_of_file()
         if difference:
             raise UserError(self._refusal(difference))
-        self._replaceable = self._difference_of_file()
+        self._replaceable = (self._difference_of_file(),)
 
     def done(self, num_permutations: int) -> set[int]:
         """Indices of the samples all of whose T permutations are stored under these settings."""
@@ -225,7 +226,7 @@ class EvidenceStore:
                 began; the parts stay.
         """
         found = self._difference_of_file()
-        if found and not (self._overwrite and found == (self._replaceable or found)):
+        if found and not (self._overwrite and found in (self._replaceable or (found,))):
             raise UserError(f"{self._refusal(found)} What this run computed is kept in {self.folder}.")
         parts = self._parts()
         complete = not found and self._is_complete(num_samples * num_permutations)
@@ -316,13 +317,13 @@ class EvidenceStore:
 
 
 class _WholeWrites(FileIO):
-    """A file without a buffer that writes all that it is given or raises; a full disk takes less."""
+    """A file without a buffer that writes all that it is given or raises; a disk that fills up takes a part."""
 
     def write(self, data: Any) -> int:
         rest = memoryview(data).cast("B")
         size = len(rest)
         while rest:
-            rest = rest[super().write(rest) or 0 :]
+            rest = rest[os.write(self.fileno(), rest) :]
         return size
 
 

@@ -35,7 +35,7 @@ class WriteRun(Callback):
         if trainer.world_size > 1:
             module.processes = ProcessWatcher(trainer, module.run_folder.path)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        on_rank_zero(trainer, partial(module.run_folder.claim, stage))
+        on_rank_zero(trainer, partial(module.run_folder.claim, _stage(trainer)))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let others into the folder."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import pytest
-from commands import fails, noise_options, stops_after
+from commands import fails, noise_options
 from PIL import Image
+from stages import Run
 from tiny_vlm import write_noise_images
 
-from lad_pl import AttentionGuidedDebiasing, MultiImageData, PromptSpec, UserError, VLMSpec
+from lad_pl import UserError
 from lad_pl.analysis.stored_run import StoredRun
 from lad_pl.cli import main
 from lad_pl.data import PhotoData
@@ -49,46 +47,6 @@ def test_a_calibration_made_anew_since(options: list[str], tmp_path: Path) -> No
 
 
 # ------------------------------------------------------------------------- what stays when samples change, come and go
-
-
-@pytest.fixture(scope="module")
-def module(tiny_folder: Path) -> AttentionGuidedDebiasing:
-    """Loaded once for all of these."""
-    vlm = VLMSpec(str(tiny_folder), dtype="float32")
-    return AttentionGuidedDebiasing(vlm, PromptSpec(image_size=84), layers="2-5")
-
-
-@dataclass
-class Run:
-    """Stages of one module in a run folder, and the batches that they compute."""
-
-    module: AttentionGuidedDebiasing
-    folder: Path
-    sizes: list[int]
-
-    def __call__(self, stage: str, data: MultiImageData | None = None, overwrite: bool = False, **options: Any) -> int:
-        """Run a stage; the number of batches that it computed."""
-        if data is None:
-            annotations = str(self.folder.parent / "data" / "annotations.json")
-            data = MultiImageData(annotations, **{"num_calibration": 2, "num_permutations": 2, **options})
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        trainer = pl.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=self.folder, **quiet)
-        self.module.overwrite = overwrite
-        before = len(self.sizes)
-        getattr(trainer, stage)(self.module, datamodule=data)
-        return len(self.sizes) - before
-
-    def refused(self, *arguments: Any, **options: Any) -> str:
-        with pytest.raises(UserError) as error:
-            self(*arguments, **options)
-        return str(error.value)
-
-
-@pytest.fixture
-def run(module, fitted: Path, tmp_path: Path, monkeypatch) -> Run:
-    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
-    module.calibration = None  # that of the run folder
-    return Run(module, tmp_path / "run", stops_after(monkeypatch, 1000))
 
 
 def test_predict_and_test_take_each_others_evidence_and_leave_each_others_files(run: Run) -> None:
