@@ -248,10 +248,13 @@ class EvidenceStore:
                     f"{self.folder}. Run the same command again to go on, without trainer.limit_..._batches, "
                     "max_epochs or fast_dev_run; several machines need the run folder on a disk that they share."
                 )
-            kept = self._gathered(tables, list(absent.values())) if absent else None
+            if absent:
+                self._keep(self._gathered(tables, list(absent.values())))
             if not complete:
                 self._write_merged(tables, dict(sorted(present.items())))
-            self._keep(kept, parts)
+            for part in parts:
+                if not (absent and part == self.folder / _ABSENT):
+                    part.unlink(missing_ok=True)
         self._remove_others()
 
     def _is_complete(self, num_prompts: int) -> bool:
@@ -289,21 +292,16 @@ class EvidenceStore:
         header["settings"] = self.settings
         return table.replace_schema_metadata({HEADER: json.dumps(header).encode()})
 
-    def _keep(self, absent: pa.Table | None, parts: Sequence[Path]) -> None:
-        """Keep the evidence of absent samples in a part of its own, and remove the merged parts."""
-        kept = self.folder / _ABSENT
-        if absent is not None:
-            batches = absent.combine_chunks().to_batches(_ROWS_PER_GROUP)
-            with (
-                atomic_write(kept) as partial,
-                _WholeWrites(partial, "xb") as file,
-                pa.ipc.new_stream(file, absent.schema) as stream,
-            ):
-                for batch in batches:
-                    _write_record(stream, batch)
-        for part in parts:
-            if part != kept or absent is None:
-                part.unlink(missing_ok=True)
+    def _keep(self, absent: pa.Table) -> None:
+        """Write the evidence of absent samples into a part of its own."""
+        batches = absent.combine_chunks().to_batches(_ROWS_PER_GROUP)
+        with (
+            atomic_write(self.folder / _ABSENT) as partial,
+            _WholeWrites(partial, "xb") as file,
+            pa.ipc.new_stream(file, absent.schema) as stream,
+        ):
+            for batch in batches:
+                _write_record(stream, batch)
 
     def _remove_others(self) -> None:
         """Remove parts of other settings if they may be replaced and nobody writes to them, and empty folders."""
