@@ -1,15 +1,20 @@
-"""Atomic file writes, reading of text and JSON, and the files that are packaged with the toolkit."""
+"""Atomic file writes and what dead processes left of them, full disks, text and JSON, and packaged files."""
 
 from __future__ import annotations
 
 import codecs
+import errno
+import hashlib
 import json
 import os
 import re
 import reprlib
+import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +24,139 @@ _PACKAGE = Path(__file__).parent
 _BRIEF = reprlib.Repr()
 _LONGEST = 80
 _BRIEF.maxlevel, _BRIEF.maxstring = 2, _LONGEST
+_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+_WRITER = re.compile(r"[.-](?:(?P<machine>[0-9a-f]{8})-)?(?P<pid>\d+)\.(?:part|arrows)$")
+_DAY = 24 * 3600.0
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; renamed to ``path`` at the end, removed after an exception."""
+    """A temporary name beside ``path`` to write to; renamed to ``path`` at the end, removed after an exception.
+
+    Raises:
+        UserError: the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with full_disk_named(path, "What was there before is unchanged."):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{writer()}.part")
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # before the name says that it is there
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(path: Path, kept: str) -> Iterator[None]:
+    """Turn the exceptions of a full disk into a line that names the folder.
+
+    Args:
+        path: that is written.
+        kept: what is not lost; a sentence.
+
+    Raises:
+        UserError: the disk, or the user's share of it, is full.
+    """
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())  # before the name says that it is there
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow and torch have exceptions of their own for it
+        full = next((reason for reason in _FULL if reason in str(error)), None)
+        if full is None:
+            raise
+        raise UserError(
+            f"{full}: {path.name} cannot be written into {path.parent}. {kept} Free some space there and run the same "
+            "command again."
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------- which process wrote what
+
+
+@cache
+def machine() -> str:
+    """Eight digits for where process numbers mean the same as here: this machine, since it started, this container."""
+    here = (socket.gethostname(), _read("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid"))
+    return hashlib.sha256(repr(here).encode()).hexdigest()[:8]
+
+
+def writer() -> str:
+    """This process, as part of a file's name."""
+    return f"{machine()}-{os.getpid()}"
+
+
+def is_running(pid: int, started: str | None = None) -> bool:
+    """Whether a process of this machine runs.
+
+    Args:
+        pid: its number.
+        started: when it started, as :func:`start_of` says; another process may have got its number since.
+    """
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass  # somebody else's
+    except (ProcessLookupError, OverflowError):
+        return False
+    state, begun = _state(pid)
+    return state not in ("Z", "X") and (not started or not begun or begun == started)
+
+
+def start_of(pid: int) -> str:
+    """When a process of this machine started, in the system's own ticks; empty where it does not say."""
+    return _state(pid)[1]
+
+
+def abandoned(path: Path) -> bool:
+    """Whether the process that wrote a file named after its :func:`writer` has gone.
+
+    Processes of other machines cannot be asked: they are taken for gone when the file is a day old.
+    """
+    match = _WRITER.search(path.name)
+    if not match:
+        return False
+    pid = int(match["pid"])
+    if match["machine"] in (None, machine()):  # names of earlier versions have no machine
+        return pid == os.getpid() or not is_running(pid)
+    try:
+        return time.time() - path.stat().st_mtime > _DAY
+    except OSError:
+        return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left of :func:`atomic_write`, in a folder and its subfolders."""
+    for pattern in (".*.part", "*/.*.part"):
+        for path in folder.glob(pattern):
+            if abandoned(path):
+                path.unlink(missing_ok=True)
+
+
+def _state(pid: int) -> tuple[str, str]:
+    """State letter and start of a process; empty where the system does not say."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
 
 
 def read_text(path: str | Path, remedy: str = "", what: str = "") -> str:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lad_pl.provenance import library_versions
 from lad_pl.readouts import ReadoutSettings, check_names, check_top_layers
 from lad_pl.run.callback import WriteRun
 from lad_pl.run.folder import Record, RunFolder
-from lad_pl.run.processes import SIGTERM_EXIT, ProcessWatcher, check_trainer, loader_specs, on_rank_zero
+from lad_pl.run.processes import SIGTERM_EXIT, ProcessWatcher, check_trainer, on_rank_zero
 from lad_pl.run.prompt_date import date_of_passes
 from lad_pl.run.scoring import Results, calibrate_store, score_methods
 from lad_pl.types import Batch, Calibration
@@ -80,8 +81,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.vlm_spec = vlm
         self.prompt, self.layer_choice = prompt, layers
         self.readout, self.readouts, self.rank_by = readout, tuple(readouts), rank_by
-        self.methods = tuple(dict.fromkeys(methods))
-        self.method = method
+        self.method, self.methods = method, tuple(dict.fromkeys(methods))
         self.overwrite = overwrite
         self.cpu_threads = cpu_threads
 
@@ -108,8 +108,6 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         """Load the model once."""
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
-        if self.trainer.world_size > 1:
-            self.processes = ProcessWatcher(self.trainer, self.run_folder.path)
         check_trainer(self.trainer, self.vlm_spec.tensor_parallel)
         if self.vlm is None:
             self.vlm = VisionLanguageModel.load(self.vlm_spec)
@@ -131,8 +129,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
             self.calibration, self.provenance = load_calibration(self._calibration_path)
         encoder = self.vlm.encoder(self.prompt)
         stored = date_of_passes(self.run_folder, encoder, self.fingerprints["weights"]) if stage == "fit" else None
-        date = (
-            self.trainer.strategy.broadcast(stored or encoder.date) if stage == "fit" else self.provenance.get("date")
+        date = self.trainer.strategy.broadcast(
+            stored or encoder.date if stage == "fit" else self.provenance.get("date")
         )
         self.fingerprints |= self.vlm.encoder(self.prompt, date).fingerprints()
         if stage != "fit":
@@ -141,16 +139,18 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         named = self.methods if stage in ("test", "validate") else ()
         kinds: list[type[Method]] = [DirectAnswer, *dict.fromkeys(METHODS[name] for name in named)]
         self.runners = [self._runner(stage, kind(self.method), date) for kind in kinds]
-        for runner in self.runners:
-            runner.store.check()
-        self.data.loader_specs = loader_specs(self.trainer, self.runners, self.vlm_spec.tensor_parallel)
+        replica = (1, 0) if self.vlm_spec.tensor_parallel > 1 else (self.trainer.world_size, self.trainer.global_rank)
+        others = [partial(runner.take_up, self.run_folder.related(runner.store.path)) for runner in self.runners]
+        # Every process serves the same list, even where a shared disk shows them different states of the store.
+        done = [on_rank_zero(self.trainer, take_up) for take_up in others]
+        self.data.loader_specs = tuple(map(MethodRunner.loader_spec, self.runners, done, repeat(replica)))
 
     def _runner(self, stage: str, method: Method, date: str | None) -> MethodRunner:
         assert self.vlm is not None
         encoder = self.vlm.encoder(method.prompt(self.prompt), date)
-        path = self.run_folder.evidence(stage, "" if isinstance(method, DirectAnswer) else method.name)
         own = {"pass": method.name, "prompt": encoder.prompt.settings(), **method.recorded_settings()}
-        store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite)
+        path, keys = self.run_folder.evidence(stage, method.file_name), self.data.keys(method.by_id)
+        store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite, keys)
         max_tokens = self.data.batch_tokens if self.data.batch_size == "auto" else math.inf
         return MethodRunner(method, self.vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
 
@@ -288,11 +288,13 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def _start(self) -> None:
         """Check the run folder and place the model."""
-        if not self.overwrite:
-            self.run_folder.check(str(self.trainer.state.fn.value), self.settings())  # type: ignore[union-attr]
-        self.trainer.strategy.barrier()
+        on_rank_zero(self.trainer, self._check_folder)
         assert self.vlm is not None
         self.vlm.to(self.device)
+
+    def _check_folder(self) -> None:
+        stage = str(self.trainer.state.fn.value)  # type: ignore[union-attr]
+        self.run_folder.check(stage, self.settings(), self.data.chosen(), self.overwrite)
 
     def _run(self, runner: MethodRunner, batch: Batch) -> None:
         if len(batch):  # it is empty while only other processes have a sample
@@ -303,6 +305,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def _finish_stores(self) -> None:
         """Close each store on every process, then merge its parts on the first one."""
+        on_rank_zero(self.trainer, self._check_folder)  # others may have written to it since the start
         for runner in self.runners:
             runner.store.close()
             on_rank_zero(self.trainer, partial(runner.store.finish, len(self.data.samples), len(runner.orders)))

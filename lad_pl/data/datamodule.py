@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +100,7 @@ class MultiImageData(pl.LightningDataModule):
         self._sound: set[Path] = set()
         self._stage = ""
         self._settings: dict[str, Any] = {}
+        self._digests: dict[str, str] = {}
 
     @property
     def results_folder(self) -> str:
@@ -121,7 +123,7 @@ class MultiImageData(pl.LightningDataModule):
         self.loader_specs = (LoaderSpec(self.orders),)
 
     def _choose_samples(self) -> None:
-        stage, self._settings, self.num_held_back = self._stage, {}, 0
+        stage, self._settings, self._digests, self.num_held_back = self._stage, {}, {}, 0
         splits = {"fit": self.calibration_samples, "validate": self.validation_samples, "predict": self.all_samples}
         self.samples = splits.get(stage, self.test_samples)()
         if not self.samples:
@@ -276,10 +278,48 @@ class MultiImageData(pl.LightningDataModule):
                 self._settings |= {name: getattr(self, name) for name in ("num_permutations", "permutation_seed")}
         return self._settings
 
+    def chosen(self) -> dict[str, Any]:
+        """The options that choose the samples and images of the stage in progress, as plain values."""
+        options = {name: getattr(self, name) for name in _CHOOSE[self._stage]}
+        options |= {"num_test": self.num_test or "all"} if "num_test" in options else {}
+        paths = {name: str(Path(path).resolve()) for name, path in options.items() if name.endswith("annotations")}
+        return {**options, **paths, "images": str(self.images.resolve())}
+
+    def keys(self, by_id: bool = False) -> dict[str, str]:
+        """A digest of each sample of the stage in progress, by which its evidence is known, and the sample's id.
+
+        It is of everything that the prompts depend on: the names and files of the images, in the annotation's order,
+        the caption, and the correct answer, which the evidence repeats.
+
+        Args:
+            by_id: and of the sample's id, for methods whose prompts depend on it.
+        """
+        found = [
+            short_digest([self._identified(s), s.caption, s.target, *([s.id] if by_id else [])]) for s in self.samples
+        ]
+        return dict(zip(numbered(found), (sample.id for sample in self.samples), strict=True))
+
+    def _identified(self, sample: Sample) -> list[tuple[str, str]]:
+        """Name and digest of each image of a sample."""
+        return [(self.image_key(name), self._digest_once(name)) for name in sample.images]
+
+    def _digest_once(self, name: str) -> str:
+        if name not in self._digests:
+            self._digests[name] = self.digest_of(name)
+        return self._digests[name]
+
+    def image_key(self, name: str) -> str:
+        """What an image is called where its evidence is looked up."""
+        return name
+
+    def digest_of(self, name: str) -> str:
+        """A digest of an image: of its file's size and of the ends of the file."""
+        return file_digest(self.images / name)
+
     def image_digest(self) -> str:
         """A short digest of the images of this stage: their names, sizes, and the ends of their files."""
         names = sorted({name for sample in self.samples for name in sample.images})
-        return short_digest([[name, file_digest(self.images / name)] for name in names])
+        return short_digest([[name, self._digest_once(name)] for name in names])
 
     # -------------------------------------------------------------------------------------------- the dataloaders
 
@@ -342,5 +382,27 @@ class MultiImageData(pl.LightningDataModule):
             check_at_least(minimum, **{name: value for name, value in numbers.items() if value != "auto"})
 
 
+_CALIBRATION = ("calibration_annotations", "num_calibration", "calibration_offset")
+_CHOOSE = {
+    "fit": _CALIBRATION,
+    "validate": ("validation_annotations",),
+    "test": ("annotations", "num_test", *_CALIBRATION, "allow_calibration_in_test"),
+    "predict": ("annotations", "num_test"),
+}
+"""The options that choose the samples of each stage."""
 _FROM_ZERO = ("num_calibration", "calibration_offset", "num_workers")
 _FROM_ONE = ("num_test", "num_permutations", "batch_size", "batch_tokens")
+
+
+def numbered(digests: Iterable[str]) -> list[str]:
+    """Digests made unique: those that occurred before get a number.
+
+    >>> numbered(["a", "b", "a"])
+    ['a', 'b', 'a#2']
+    """
+    seen: Counter[str] = Counter()
+    unique = []
+    for digest_ in digests:
+        seen[digest_] += 1
+        unique.append(digest_ if seen[digest_] == 1 else f"{digest_}#{seen[digest_]}")
+    return unique

@@ -40,6 +40,7 @@ class DemoData(MultiImageData):
             batch_size=batch_size,
             **options,
         )
+        self.num_images, self.difficulty = num_candidates, difficulty
 
     def image_loader(self, side: int | None) -> LoadImage:
         """The function that renders one scene, 56 x 56 pixels, RGB, resized to ``side`` pixels square if given."""
@@ -52,6 +53,14 @@ class DemoData(MultiImageData):
     def image_digest(self) -> str:
         """Scenes are drawn by their names."""
         return "drawn"
+
+    def digest_of(self, name: str) -> str:
+        """Scenes are drawn by their names."""
+        return "drawn"
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that choose the samples, as plain values."""
+        return {"num_candidates": self.num_images, "difficulty": self.difficulty, **super().chosen()}
 
     def check_images(self) -> None:
         """Scenes are rendered; there are no files to miss."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import random
 import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from glob import glob, has_magic
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from lad_pl.data.batches import LoadImage
-from lad_pl.data.datamodule import MultiImageData, Split
-from lad_pl.data.images import FORMATS, HOW_TO_READ, NAMED, file_fault, open_image, raise_broken, resize, size_of
+from lad_pl.data.datamodule import MultiImageData, Split, numbered
+from lad_pl.data.images import (
+    FORMATS,
+    HOW_TO_READ,
+    NAMED,
+    file_digest,
+    file_fault,
+    open_image,
+    raise_broken,
+    resize,
+    size_of,
+)
 from lad_pl.errors import UserError
 from lad_pl.provenance import short_digest
 from lad_pl.types import Sample
@@ -70,18 +80,12 @@ class PhotoData(MultiImageData):
         self.num_permutations = min(self.num_permutations, math.factorial(group_size))
         self.photos: tuple[str, ...] = ()
         self.groups: tuple[PhotoGroup, ...] = ()
+        self._results_folder = ""
 
     @property
     def results_folder(self) -> str:
         """Each set of photos and captions has its own results folder."""
-        question = [
-            [str(Path(photo).resolve()) for photo in self.photos],
-            self.captions,
-            self.group_size,
-            self.rounds,
-            self.num_permutations,
-        ]
-        return f"photos-{short_digest(question, 8)}"
+        return self._results_folder
 
     def setup(self, stage: str) -> None:
         """Find the photos and lay them out in groups.
@@ -103,7 +107,14 @@ class PhotoData(MultiImageData):
                 f"photos, or run fit with samples of {len(self.photos)} images."
             )
             raise UserError(" ".join([few, *left_out.sentences()]))
-        self.groups = groups(len(self.photos), self.group_size, self.rounds)
+        digests = [self.digest_of(photo) for photo in self.photos]
+        self.groups = groups(digests, self.group_size, self.rounds)
+        question = [
+            [[str(Path(photo).resolve()), found] for photo, found in zip(self.photos, digests, strict=True)],
+            [self.captions, self.group_size, self.rounds, self.num_permutations],
+            self.groups,
+        ]
+        self._results_folder = f"photos-{short_digest(question, 8)}"
         super().setup(stage)
         for sentence in left_out.sentences():
             rank_zero_only(partial(print, file=sys.stderr))(f"lad_pl: {sentence}")
@@ -118,6 +129,21 @@ class PhotoData(MultiImageData):
 
     def check_names(self) -> None:
         """Photos are wherever a person says, each once."""
+
+    def image_key(self, name: str) -> str:
+        """The file's own name: evidence outlives a folder that is moved."""
+        return Path(name).name
+
+    def digest_of(self, name: str) -> str:
+        """A digest of a photo; empty if it cannot be read, which :meth:`check_images` reports."""
+        try:
+            return file_digest(Path(name))
+        except OSError:
+            return ""
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that choose the photos, as plain values."""
+        return {"photos": list(self.patterns), "captions": list(self.captions)}
 
     def image_size(self, name: str) -> tuple[int, int]:
         """Width and height of a photo in pixels, from its header; EXIF rotation does not matter for batch planning."""
@@ -241,46 +267,74 @@ def _load_as_seen(name: str, side: int | None) -> Image.Image:
 PhotoGroup = tuple[int, ...]
 
 
-def groups(num_photos: int, group_size: int, rounds: int = 3, seed: int = 42) -> tuple[PhotoGroup, ...]:
+def groups(photos: Sequence[str], group_size: int, rounds: int = 3, seed: int = 42) -> tuple[PhotoGroup, ...]:
     """Which photos are shown in one prompt.
 
-    Every round deals all photos into groups of N; the last group of a round is filled up with photos from the
-    round's beginning. Rounds are added until every photo can be compared with every other.
+    Every round orders all photos by digests of its own and cuts the order into stretches of at most 8 N photos, where
+    the digests' next bit changes, and these into groups of N; the last group of a stretch is filled up from the
+    stretch's beginning. So a photo that comes or goes changes a few groups of one stretch in each round, and the others
+    keep their evidence. Rounds are added until every photo can be compared with every other.
 
-    >>> groups(3, 3)
+    >>> groups(["a", "b", "c"], 3)
     ((0, 1, 2),)
-    >>> [len(group) for group in groups(5, 4, rounds=2)]
+    >>> [len(group) for group in groups(["a", "b", "c", "d", "e"], 4, rounds=2)]
     [4, 4, 4, 4]
 
     Args:
-        num_photos: M.
+        photos: a digest of each of the M photos.
         group_size: N, from 2 to M.
         rounds: how many times every photo is shown at least.
         seed: of the deals.
 
+    Returns:
+        Groups of N indices into ``photos``.
+
     Raises:
         UserError: there are fewer photos than a group holds.
     """
-    if not 2 <= group_size <= num_photos:
-        raise UserError(f"{num_photos} photos do not make a group of {group_size}.")
-    if num_photos == group_size:
-        return (tuple(range(num_photos)),)
-    generator = random.Random(seed)
+    if not 2 <= group_size <= len(photos):
+        raise UserError(f"{len(photos)} photos do not make a group of {group_size}.")
+    if len(photos) == group_size:
+        return (tuple(range(group_size)),)
+    names = numbered(photos)  # copies of a photo do not stay side by side
     dealt: list[PhotoGroup] = []
-    while rounds > 0 or not _connected(dealt, num_photos):
-        order = generator.sample(range(num_photos), num_photos)
-        for start in range(0, num_photos, group_size):
-            group = order[start : start + group_size]
-            dealt.append(tuple(group + order[: group_size - len(group)]))
-        rounds -= 1
-    return tuple(dealt)
+    for number in count():
+        if number >= rounds and _connected(dealt, len(photos)):
+            return tuple(dealt)
+        places = [int(short_digest([seed, number, name]), 16) for name in names]
+        for stretch in _stretches(sorted(range(len(names)), key=places.__getitem__), places, group_size):
+            for start in range(0, len(stretch), group_size):
+                group = stretch[start : start + group_size]
+                dealt.append(tuple(group + stretch[: group_size - len(group)]))
+    raise AssertionError("count() has no end")
+
+
+def _stretches(order: list[int], places: Sequence[int], group_size: int, bit: int = 63) -> list[list[int]]:
+    """Cut an order of photos in two, by the next bit of their 64-bit places, until each part has at most 8 N photos.
+
+    A part with fewer than N is not cut off.
+    """
+    if len(order) <= _LONGEST * group_size or bit < 0:
+        return [order]
+    split = sum(not places[photo] >> bit & 1 for photo in order)
+    halves = order[:split], order[split:]
+    if 0 < min(map(len, halves)) < group_size:
+        return [order]
+    return [part for half in halves if half for part in _stretches(half, places, group_size, bit - 1)]
+
+
+_LONGEST = 8
+"""Groups of a stretch, at most."""
 
 
 def _connected(dealt: Sequence[PhotoGroup], num_photos: int) -> bool:
+    met: list[set[int]] = [set() for _ in range(num_photos)]
+    for group in dealt:
+        for photo in group:
+            met[photo].update(group)
     reached, waiting = {0}, [0]
     while waiting:
-        photo = waiting.pop()
-        met = {other for group in dealt if photo in group for other in group} - reached
-        reached |= met
-        waiting += met
+        new = met[waiting.pop()] - reached
+        reached |= new
+        waiting += new
     return len(reached) == num_photos

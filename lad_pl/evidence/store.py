@@ -3,14 +3,14 @@
 While a stage runs, every process appends its prompts to an Arrow stream of its own in ``<name>.parquet.parts-.../``:
 what is on disk survives a kill, and a torn last record is recognised and left out. When all prompts are there, the
 parts become one Parquet file in the samples' order, atomically. :mod:`lad_pl.evidence.table` lists its columns; the
-schema's metadata holds the settings that the evidence depends on.
+schema's metadata holds the settings that all of the evidence depends on. What each row depends on beside them, its
+sample, is in its key: if samples change, come or go, the evidence of the others stays.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from lad_pl.errors import UserError, first_line
 from lad_pl.evidence.table import (
+    FORMAT,
     FORMATS,
     HEADER,
     HEADS,
@@ -35,10 +36,13 @@ from lad_pl.evidence.table import (
     record_digest,
     to_record_batch,
 )
-from lad_pl.files import atomic_write
+from lad_pl.files import abandoned, atomic_write, full_disk_named, writer
 from lad_pl.provenance import first_difference, short_digest
 
 _ROWS_PER_GROUP = 4096
+_OF_WHOLE_SETS = ("samples", "images")
+_ABSENT = "absent.arrows"
+"""The part with evidence of samples that a finished stage did not have."""
 _DIGEST = b"digest"
 """Key of a record batch's digest, in its own metadata."""
 _DIGESTS = b"lad_pl_digests"
@@ -50,16 +54,31 @@ class EvidenceStore:
 
     Args:
         path: of the Parquet file.
-        settings: that the evidence depends on; a store of other settings is refused.
+        settings: that all of the evidence depends on; a store of other settings is refused.
         overwrite: replace a store of other settings instead.
+        samples: the stage's samples in their order: the key of each, by which its evidence is known whatever the other
+            samples are, and its id; the settings ``samples`` and ``images``, by which earlier versions told whole sets
+            apart, then count only for their evidence. Unset: samples are known by their index alone.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        samples: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.settings = json.loads(json.dumps(settings))  # as it is read back: tuples become lists
+        of_set = () if samples is None else [name for name in _OF_WHOLE_SETS if name in self.settings]
+        self._former = {name: self.settings.pop(name) for name in of_set}
         self.folder = self.path.with_name(f"{self.path.name}.parts-{short_digest(self.settings, 8)}")
         """Of the parts; each configuration has its own, so they cannot mix."""
         self._overwrite = overwrite
+        self._ids = None if samples is None else list(samples.values())
+        self._keys = None if samples is None else list(samples)
+        self._index = None if samples is None else {key: index for index, key in enumerate(samples)}
+        self._replaceable: tuple[str | None, ...] = ()
         self._file: FileIO | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
 
@@ -71,47 +90,93 @@ class EvidenceStore:
         Raises:
             UserError: there is some, or an unreadable file, and it must not be overwritten.
         """
-        difference = None if self._overwrite else self._difference()
+        difference = None if self._overwrite else self._difference_of_parts() or self._difference_of_file()
         if difference:
-            raise UserError(
-                f"{self.path} holds evidence of another configuration ({difference}). Choose another folder with "
-                "--trainer.default_root_dir (naming this one's calibration with --ckpt_path), or replace it with "
-                "--model.overwrite true."
-            )
+            raise UserError(self._refusal(difference))
+        self._replaceable = (self._difference_of_file(),)
 
     def done(self, num_permutations: int) -> set[int]:
         """Indices of the samples all of whose T permutations are stored under these settings."""
-        if self._is_finished():
-            return {sample for table in _row_groups(self.path, ["group"]) for sample in table["group"].to_pylist()}
-        counts: dict[int, set[int]] = {}
-        for batch in self._stored():
-            for sample, permutation in zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True):
-                counts.setdefault(sample, set()).add(permutation)
-        return {sample for sample, permutations in counts.items() if len(permutations) == num_permutations}
+        found: dict[int, set[int]] = {}
+        for table in self._tables(("key", "place")):
+            for index, place in zip(self._indices(table), table["place"].to_pylist(), strict=True):
+                if index is not None:
+                    found.setdefault(index, set()).add(place)
+        return {index for index, places in found.items() if len(places) == num_permutations}
 
-    def _is_finished(self) -> bool:
-        """Whether the Parquet file is there, and of these settings."""
-        try:
-            return self.path.exists() and not first_difference(read_settings(self.path), self.settings)
-        except UserError:  # check() has allowed that it is replaced
-            return False
+    def _refusal(self, difference: str) -> str:
+        return (
+            f"{self.path} holds evidence of another configuration ({difference}). Choose another folder with "
+            "--trainer.default_root_dir (naming this one's calibration with --ckpt_path), or replace it with "
+            "--model.overwrite true."
+        )
 
-    def _difference(self) -> str | None:
-        """How stored settings differ from ours, or why they cannot be read; None if they do not."""
+    def _difference_of_file(self) -> str | None:
+        """How the Parquet file's settings differ from ours, or why they cannot be read; None if they do not."""
         try:
-            there = [read_settings(self.path)] if self.path.exists() else []
-            parts = self.path.parent.glob(f"{self.path.name}.parts-*/*.arrows")
-            there += [_settings(schema, part) for part in sorted(parts) if (schema := _stream_schema(part))]
+            return self._difference(read_settings(self.path)) if self.path.exists() else None
         except UserError as error:
             return str(error).rstrip(".")
-        return next((found for stored in there if (found := first_difference(stored, self.settings))), None)
+
+    def _difference_of_parts(self) -> str | None:
+        """The same for the first of the parts that differs."""
+        try:
+            found = [self._difference(_settings(schema, part)) for part, schema in self._all_parts() if schema]
+        except UserError as error:
+            return str(error).rstrip(".")
+        return next(filter(None, found), None)
+
+    def _difference(self, there: Mapping[str, Any]) -> str | None:
+        rest = {name: value for name, value in there.items() if name not in self._former}
+        of_samples = {name: there[name] for name in self._former if name in there}
+        found = first_difference(rest, self.settings)
+        if found is None and of_samples and of_samples != self._former:
+            return "other samples or images; this evidence of an earlier version cannot be told apart by sample"
+        return found
+
+    def _all_parts(self) -> list[tuple[Path, pa.Schema | None]]:
+        """Every part of whatever settings, with its schema."""
+        parts = sorted(self.path.parent.glob(f"{self.path.name}.parts-*/*.arrows"))
+        return [(part, _stream_schema(part)) for part in parts]
 
     def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("*.arrows"))
+        """The parts of these settings."""
 
-    def _stored(self) -> Iterator[pa.RecordBatch]:
-        for part in self._parts():
-            yield from _intact_batches(part)
+        def is_ours(part: Path, schema: pa.Schema | None) -> bool:
+            if schema is None:
+                return part.parent == self.folder
+            try:
+                return self._difference(_settings(schema, part)) is None
+            except UserError:
+                return False
+
+        return [part for part, schema in self._all_parts() if is_ours(part, schema)]
+
+    def _tables(self, columns: Sequence[str] | None = None, parts: Sequence[Path] | None = None) -> Iterator[pa.Table]:
+        """All rows of these settings, those of the Parquet file first; its keys are added where they are missing.
+
+        Args:
+            columns: to read; all if unset.
+            parts: to read; all of these settings if unset.
+        """
+        if self.path.exists() and not self._difference_of_file():
+            yield self._keyed(_read_table(self.path, columns), columns)
+        for part in self._parts() if parts is None else parts:
+            for batch in _intact_batches(part):
+                yield self._keyed(pa.Table.from_batches([batch]), columns)
+
+    def _keyed(self, table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+        if self._keys is None or "key" not in table.column_names:
+            of_index = {} if self._keys is None else dict(enumerate(self._keys))
+            keys = [of_index.get(index, str(index)) for index in table["group"].to_pylist()]
+            table = table.drop_columns([name for name in ("key",) if name in table.column_names])
+            table = table.add_column(min(1, table.num_columns), "key", pa.array(keys, pa.string()))
+        return table if columns is None else table.select(columns)
+
+    def _indices(self, table: pa.Table) -> list[int | None]:
+        """Index of each row's sample among the stage's samples; None of one that is not among them."""
+        keys = table["key"].to_pylist()
+        return list(map(int, keys)) if self._index is None else list(map(self._index.get, keys))
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -119,45 +184,82 @@ class EvidenceStore:
         """Write records; they survive whatever happens to the process from here on.
 
         Raises:
-            UserError: their values are impossible, as of a model whose attention is not a softmax.
+            UserError: their values are impossible, as of a model whose attention is not a softmax; or the disk is full.
         """
         if not len(records):
             return
         if found := damage(records):
             raise UserError(f"The model's output cannot be used: {found}.")
-        table = to_record_batch(records, self.settings)
-        if self._writer is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            name = f"rank{rank}-{time.time_ns()}-{os.getpid()}.arrows"  # no other process writes to the same file
-            self._file = (self.folder / name).open("xb", buffering=0)
-            self._writer = pa.ipc.new_stream(self._file, table.schema)
-        self._writer.write_batch(table, custom_metadata={_DIGEST: record_digest(table)})
+        keys = None if self._keys is None else [self._keys[index] for index in records.sample_index.tolist()]
+        self._append(to_record_batch(records, self.settings, keys), f"rank{rank}")
+
+    def adopt(self, others: Sequence[Path], num_permutations: int) -> None:
+        """Copy the evidence that other stores of these settings have of this stage's samples; by one process.
+
+        Args:
+            others: paths of the other stores' Parquet files, which need not exist.
+            num_permutations: T; samples are taken whole or not at all.
+        """
+        for path in others:
+            other = EvidenceStore(path, {**self.settings, **self._former}, samples=self._samples())
+            try:
+                wanted = other.done(num_permutations) - self.done(num_permutations)
+                for table in other._tables() if wanted else ():
+                    rows = [row for row, index in enumerate(self._indices(table)) if index in wanted]
+                    for batch in self._headed(table.take(rows)).combine_chunks().to_batches() if rows else ():
+                        self._append(batch, "adopted")
+            except UserError:  # a damaged file of another question; what it has is computed
+                continue
+            self.close()
+
+    def _samples(self) -> dict[str, str] | None:
+        return None if self._keys is None else dict(zip(self._keys, self._ids or (), strict=True))
+
+    def _append(self, batch: pa.RecordBatch, name: str) -> None:
+        with full_disk_named(self.folder / "evidence", f"What was computed before is kept in {self.folder}."):
+            if self._writer is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                # No other process writes to the same file.
+                path = self.folder / f"{name}-{time.time_ns()}-{writer()}.arrows"
+                self._file = _WholeWrites(path, "xb")
+                self._writer = pa.ipc.new_stream(self._file, batch.schema)
+            _write_record(self._writer, batch)
 
     def close(self) -> None:
         """Close this process's part."""
         if self._writer is not None and self._file is not None:
-            self._writer.close()
-            self._file.close()
+            with full_disk_named(self.folder / "evidence", f"What was computed is kept in {self.folder}."):
+                self._writer.close()
+                self._file.close()
         self._writer = self._file = None
 
     def finish(self, num_samples: int, num_permutations: int) -> None:
         """Merge the parts into one file, in the samples' order; called by one process, after all have closed theirs.
 
-        A file of other settings is replaced now, and not before.
+        A file of other settings is replaced now, and not before. Evidence of samples that are not in this stage stays
+        in a part.
 
         Raises:
-            UserError: prompts are missing; the parts stay.
+            UserError: prompts are missing, or there is evidence of other settings that was not there when the run
+                began; the parts stay.
         """
-        if not self._is_finished():
-            batches = list(self._stored())
-            keys = sorted(
-                {
-                    key: (number, row)
-                    for number, batch in reversed(list(enumerate(batches)))
-                    for row, key in enumerate(zip(batch["group"].to_pylist(), batch["place"].to_pylist(), strict=True))
-                }.items()
-            )
-            missing = num_samples * num_permutations - len(keys)
+        found = self._difference_of_file()
+        if found and not (self._overwrite and found in (self._replaceable or (found,))):
+            raise UserError(f"{self._refusal(found)} What this run computed is kept in {self.folder}.")
+        parts = self._parts()
+        complete = not found and self._is_complete(num_samples * num_permutations)
+        if not complete or any(part.name != _ABSENT for part in parts):
+            tables = list(self._tables(parts=parts))
+            absent: dict[tuple[str, int], tuple[int, int]] = {}
+            present: dict[tuple[int, int], tuple[int, int]] = {}
+            for number, table in enumerate(tables):
+                indices, keys, places = self._indices(table), table["key"].to_pylist(), table["place"].to_pylist()
+                for row, (index, key, place) in enumerate(zip(indices, keys, places, strict=True)):
+                    if index is None:
+                        absent.setdefault((key, place), (number, row))
+                    else:
+                        present.setdefault((index, place), (number, row))
+            missing = num_samples * num_permutations - len(present)
             if missing:
                 raise UserError(
                     f"{missing} of {num_samples * num_permutations} prompts have no evidence; what is stored stays in "
@@ -165,26 +267,98 @@ class EvidenceStore:
                     "max_epochs or fast_dev_run (for fewer samples, set --data.num_test, or --data.num_calibration for "
                     "fit); several machines need the run folder on a disk that they share."
                 )
-            self._write_merged(batches, [row for _, row in keys])
-        for folder in self.path.parent.glob(f"{self.path.name}.parts-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+            if absent:
+                self._keep(self._gathered(tables, list(absent.values())))
+            if not complete:
+                self._write_merged(tables, dict(sorted(present.items())))
+            for part in parts:
+                if not (absent and part == self.folder / _ABSENT):
+                    part.unlink(missing_ok=True)
+        self._remove_others()
 
-    def _write_merged(self, batches: Sequence[pa.RecordBatch], order: Sequence[tuple[int, int]]) -> None:
-        starts = np.cumsum([0, *(len(batch) for batch in batches)])
-        rows = [int(starts[number]) + row for number, row in order]
-        table = pa.Table.from_batches(batches)
+    def _is_complete(self, num_prompts: int) -> bool:
+        """Whether the Parquet file, of these settings, holds the stage's samples under their ids, and no others."""
+        if not self.path.exists():
+            return False
+        if self._keys is None or self._ids is None:
+            return pq.read_metadata(self.path).num_rows == num_prompts
+        if "key" not in _open(self.path).schema_arrow.names:
+            return True  # of an earlier version, and of these samples
+        table = _read_table(self.path, ("key", "sample"))
+        each = num_prompts // len(self._keys)
+        expected = [[item for item in items for _ in range(each)] for items in (self._keys, self._ids)]
+        return [table["key"].to_pylist(), table["sample"].to_pylist()] == expected
+
+    def _write_merged(self, tables: Sequence[pa.Table], order: Mapping[tuple[int, int], tuple[int, int]]) -> None:
+        """Write the rows at these (table, row), by (index, place), under the samples' present indices and ids."""
+        table = self._gathered(tables, list(order.values()))
+        indices = [index for index, _ in order]
+        table = _with_column(table, "group", pa.array(indices, pa.int32()))
+        if self._ids is not None:
+            table = _with_column(table, "sample", pa.array([self._ids[index] for index in indices], pa.string()))
         digests: dict[str, list[str]] = {name: [] for name in table.column_names}
         with (
             atomic_write(self.path) as partial,
-            pq.ParquetWriter(partial, table.schema, compression="zstd", write_page_checksum=True) as writer,
+            pq.ParquetWriter(partial, table.schema, compression="zstd", write_page_checksum=True) as file,
         ):
-            for first in range(0, len(rows), _ROWS_PER_GROUP):
-                group = table.take(rows[first : first + _ROWS_PER_GROUP])
-                writer.write_table(group)
+            for first in range(0, len(table), _ROWS_PER_GROUP):
+                group = table.slice(first, _ROWS_PER_GROUP)
+                file.write_table(group)
                 for name, digest in column_digests(group).items():
                     digests[name].append(digest)
             checked = {"header": _header_digest(table.schema), "columns": digests}
-            writer.add_key_value_metadata({_DIGESTS: json.dumps(checked).encode()})
+            file.add_key_value_metadata({_DIGESTS: json.dumps(checked).encode()})
+
+    def _gathered(self, tables: Sequence[pa.Table], order: Sequence[tuple[int, int]]) -> pa.Table:
+        starts = np.cumsum([0, *(len(table) for table in tables)])
+        rows = [int(starts[number]) + row for number, row in order]
+        return pa.concat_tables([self._headed(table) for table in tables]).take(rows)
+
+    def _headed(self, table: pa.Table) -> pa.Table:
+        """A table with these settings in its header, in place of those of an earlier version."""
+        header = json.loads(table.schema.metadata[HEADER])
+        header |= {"settings": self.settings, "format": FORMAT}
+        return table.replace_schema_metadata({HEADER: json.dumps(header).encode()})
+
+    def _keep(self, absent: pa.Table) -> None:
+        """Write the evidence of absent samples into a part of its own."""
+        batches = absent.combine_chunks().to_batches(_ROWS_PER_GROUP)
+        with (
+            atomic_write(self.folder / _ABSENT) as partial,
+            _WholeWrites(partial, "xb") as file,
+            pa.ipc.new_stream(file, absent.schema) as stream,
+        ):
+            for batch in batches:
+                _write_record(stream, batch)
+
+    def _remove_others(self) -> None:
+        """Remove parts of other settings if they may be replaced and nobody writes to them, and empty folders."""
+        ours = set(self._parts())
+        for part, _ in self._all_parts() if self._overwrite else ():
+            if part not in ours and (abandoned(part) or part.name == _ABSENT):
+                part.unlink(missing_ok=True)
+        for folder in self.path.parent.glob(f"{self.path.name}.parts-*"):
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
+
+
+class _WholeWrites(FileIO):
+    """A file without a buffer that writes all that it is given or raises; a disk that fills up takes a part."""
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            rest = rest[os.write(self.fileno(), rest) :]
+        return size
+
+
+def _write_record(stream: pa.RecordBatchStreamWriter, batch: pa.RecordBatch) -> None:
+    stream.write_batch(batch, custom_metadata={_DIGEST: record_digest(batch)})
+
+
+def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -304,6 +478,17 @@ def _damaged(path: str | Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged ({reason}); remove it and run the same command again.")
 
 
+def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a finished store; the key and group columns as well where ``columns`` has the key.
+
+    Raises:
+        UserError: as :func:`read_prompts`.
+    """
+    names = _open(path).schema_arrow.names
+    chosen = names if columns is None else [name for name in (*columns, "group") if name in names]
+    return pa.concat_tables(list(_row_groups(path, chosen)))
+
+
 def _start_of_last_sample(table: pa.Table) -> int:
     samples = table["group"].to_numpy()
     return int(np.searchsorted(samples, samples[-1])) if len(samples) else 0
@@ -319,6 +504,10 @@ def _open(path: str | Path) -> pq.ParquetFile:
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({first_line(error)}); is it truncated?") from error
     _settings(schema, path)
+    try:
+        _digests(file)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, first_line(error)) from error
     return file
 
 

@@ -4,6 +4,7 @@ One row per prompt:
 
 ==================== ==================================================================================
 sample               id of the sample
+key                  digest of the sample: of its images, caption and answer; absent from files of earlier versions
 group, place         index of the sample in its split; index of the permutation (0..T-1)
 permutation          N: original index of the image at each position
 target               position of the correct image; null if unknown
@@ -226,10 +227,13 @@ def no_evidence(num_prompts: int) -> Evidence:
     return Evidence.from_heads(torch.empty(num_prompts, 0).double(), torch.empty(num_prompts, 0, 0, 0).double())
 
 
-def to_record_batch(records: EvidenceRecords, settings: Mapping[str, Any]) -> pa.RecordBatch:
-    """The prompts as rows; ``settings``, plain values, go into the schema's metadata."""
+def to_record_batch(
+    records: EvidenceRecords, settings: Mapping[str, Any], keys: Sequence[str] | None = None
+) -> pa.RecordBatch:
+    """The prompts as rows; ``settings``, plain values, go into the schema's metadata, ``keys`` into a column."""
     columns: dict[str, pa.Array] = {
         "sample": pa.array(records.ids, pa.string()),
+        "key": pa.array(records.ids if keys is None else keys, pa.string()),
         "group": pa.array(records.sample_index.numpy(), pa.int32()),
         "place": pa.array(records.permutation_index.numpy(), pa.int16()),
         "permutation": _lists(records.permutations, np.int16),

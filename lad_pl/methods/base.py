@@ -95,6 +95,13 @@ class Method:
     """Part of the name of its evidence file."""
     names: ClassVar[tuple[str, ...]] = ()
     """Its rows in the table of results, as ``model.methods`` names them; ``(name,)`` where a class has none."""
+    by_id: ClassVar[bool] = False
+    """Whether the evidence depends on the sample's id, as that of sampled texts does: their seeds come from it."""
+
+    @property
+    def file_name(self) -> str:
+        """Part of the name of its evidence file; empty for the one that the readouts share."""
+        return self.name
 
     def prompt(self, prompt: PromptSpec) -> PromptSpec:
         """The prompt that is shown to the model, from the configured one."""
@@ -166,6 +173,7 @@ class DirectAnswer(Method):
     """The prompt as configured; every readout is computed from its evidence."""
 
     name = "plain"
+    file_name = ""
 
 
 class Forwards:

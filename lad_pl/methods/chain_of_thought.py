@@ -73,6 +73,7 @@ class SelfConsistency(ChainOfThought):
     """Several sampled chains of thought per prompt; majority vote of those that end in an answer."""
 
     name = "self_consistency"
+    by_id = True
     template = CONSISTENCY_TEMPLATE
 
     def decoding(self) -> Decoding:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lad_pl.data.batches import LoaderSpec
@@ -56,9 +57,20 @@ class MethodRunner:
         )
         self._prompts = OomSplitter(Batch.part, "{} prompts", "one prompt fits", max_tokens, not self._shared)
 
-    @property
-    def done(self) -> frozenset[int]:
-        """Indices of the samples whose evidence is stored already."""
+    def take_up(self, related: Sequence[Path]) -> frozenset[int]:
+        """Check what is stored, and copy what related stores have of the same samples; on one process.
+
+        Args:
+            related: paths of the other stores.
+
+        Returns:
+            Indices of the samples whose evidence is stored.
+
+        Raises:
+            UserError: there is evidence of another configuration.
+        """
+        self.store.check()
+        self.store.adopt(related, len(self.orders))
         return frozenset(self.store.done(len(self.orders)))
 
     def settings(self) -> dict[str, Any]:

@@ -4,14 +4,18 @@
 config.yaml                  the configuration of the latest command
 calibration.ckpt             the calibration and its provenance (fit)
 calibration_evidence.parquet the calibration passes that it was made of (fit)
-evidence.parquet             the evidence of every prompt (test, predict; validate: its own)
+evidence.parquet             the evidence of every prompt (test)
 evidence-....parquet         the same of each method with forward passes of its own
-predictions.jsonl            one line per prompt: scores and choices (test, predict; validate: its own)
-metrics.json                 the metrics of every readout and method (test; validate: its own)
-costs.json                   forward passes and seconds per prompt (test; validate: its own)
+predictions.jsonl            one line per prompt: scores and choices (test)
+metrics.json                 the metrics of every readout and method (test)
+costs.json                   forward passes and seconds per prompt (test)
+validation_..., predict_...  the same files of validate and predict
 run.json                     the settings of each stage's results, so that no other configuration replaces them
 photos-.../                  evidence, predictions and rankings of a person's photos, one folder per question
+.STAGE.lock                  the process that runs a stage here, while it does
 ============================ ======================================================================
+
+Earlier versions wrote the files of ``predict`` under the names of ``test``.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
-from lad_pl.files import atomic_write, read_json
+from lad_pl.files import atomic_write, read_json, remove_leftovers
 from lad_pl.provenance import first_difference, library_versions
+from lad_pl.run.lock import check_claims, claim, locked
 
 CALIBRATION = "calibration.ckpt"
-_PREFIX = {"test": "", "predict": "", "validate": "validation_", "fit": "calibration_"}
+_PREFIX = {"test": "", "predict": "predict_", "validate": "validation_", "fit": "calibration_"}
+_PATIENCE = 60.0
 Record = dict[str, Any]
 
 
@@ -42,23 +48,37 @@ class RunFolder:
         self.path = Path(path) / results
         self.calibration = Path(path) / CALIBRATION
         """Where ``fit`` writes its result."""
+        self._shared = not results
+        """Whether stages share the folder; that of photos is predict's alone."""
 
     def predictions(self, stage: str) -> Path:
         """The finished predictions of a stage."""
-        return self.path / f"{_PREFIX[stage]}predictions.jsonl"
+        return self.path / f"{self._prefix(stage)}predictions.jsonl"
 
     def metrics(self, stage: str) -> Path:
         """The metrics of a stage."""
-        return self.path / f"{_PREFIX[stage]}metrics.json"
+        return self.path / f"{self._prefix(stage)}metrics.json"
 
     def costs(self, stage: str) -> Path:
         """Forward passes and seconds of a stage."""
-        return self.path / f"{_PREFIX[stage]}costs.json"
+        return self.path / f"{self._prefix(stage)}costs.json"
 
     def evidence(self, stage: str, method: str = "") -> Path:
         """The evidence of a stage: that of the readouts, or of a method by its name."""
         folder = self.calibration.parent if stage == "fit" else self.path
-        return folder / f"{_PREFIX[stage]}evidence{'-' if method else ''}{method}.parquet"
+        return folder / f"{self._prefix(stage)}evidence{'-' if method else ''}{method}.parquet"
+
+    def related(self, evidence: Path) -> list[Path]:
+        """Where else evidence of the same prompts may be: test's of predict's, and that of other sets of photos."""
+        if not self._shared:
+            return [
+                folder / evidence.name for folder in sorted(self.path.parent.glob("photos-*")) if folder != self.path
+            ]
+        readouts = [self.evidence(stage) for stage in ("test", "predict")]  # predict has no other methods
+        return [path for path in readouts if path != evidence] if evidence in readouts else []
+
+    def _prefix(self, stage: str) -> str:
+        return _PREFIX[stage] if self._shared or stage != "predict" else ""
 
     @property
     def rankings(self) -> Path:
@@ -80,29 +100,50 @@ class RunFolder:
         path = path.resolve()
         return path.name if path.parent == self.path.resolve() else str(path)
 
-    def check(self, stage: str, settings: Mapping[str, Any]) -> None:
-        """Refuse a folder whose results come from other settings.
+    def claim(self, stage: str) -> None:
+        """Let no other run of a stage work here until this one ends; remove what killed processes left.
 
         Raises:
-            UserError: it holds such results; they would be lost.
+            UserError: another run of that stage goes on here.
         """
+        claim(self.path, stage)
+        remove_leftovers(self.calibration.parent)
+
+    def check(
+        self, stage: str, settings: Mapping[str, Any], chosen: Mapping[str, Any], overwrite: bool = False
+    ) -> None:
+        """Refuse a folder that another run has taken, or whose results come from other settings.
+
+        Args:
+            stage: fit, validate, test or predict.
+            settings: that its results depend on.
+            chosen: the options that choose its samples and images.
+            overwrite: let results of other settings be replaced.
+
+        Raises:
+            UserError: it holds such results, which would be lost; or another run of the stage has taken it.
+        """
+        check_claims()
         output = self.calibration if stage == "fit" else self.predictions(stage)
         recorded = self._recorded().get(output.name)
-        if recorded is None or not output.exists():
+        if overwrite or recorded is None or not output.exists():
             return
         difference = first_difference(recorded["settings"], dict(settings))
         if difference:
+            difference = _in_words(difference, recorded.get("chosen", {}), chosen)
             raise UserError(
                 f"{output} holds results of another configuration ({difference}). Choose another folder with "
                 f"--trainer.default_root_dir (and --ckpt_path {self.calibration} for its calibration), or replace them "
-                "with --model.overwrite true."
+                "with --model.overwrite true: the evidence of samples that stay the same is not computed anew."
             )
 
-    def record(self, stage: str, settings: Mapping[str, Any]) -> None:
-        """Record the settings that the results of a stage depend on."""
+    def record(self, stage: str, settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+        """Record the settings that the results of a stage depend on, and the options that choose its samples."""
         output = CALIBRATION if stage == "fit" else self.predictions(stage).name
-        entry = {"stage": stage, "settings": settings, "versions": library_versions()}
-        self.write_json(self.path / "run.json", {**self._recorded(), output: entry})
+        entry = {"stage": stage, "settings": settings, "chosen": dict(chosen), "versions": library_versions()}
+        path = self.path / "run.json"
+        with locked(self.path.resolve() / ".run.json.lock", "run.json is being written", _PATIENCE):
+            self.write_json(path, {**self._recorded(), output: entry})
 
     def write_json(self, path: Path, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -114,6 +155,20 @@ class RunFolder:
         if not isinstance(recorded, dict) or not all("settings" in entry for entry in recorded.values()):
             raise UserError(f"{path} is damaged; choose another run folder.")
         return recorded
+
+
+def _in_words(difference: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """A difference between digests of samples or images as one between the options that chose them."""
+    what = difference.partition(":")[0]
+    if what not in ("samples", "images"):
+        return difference
+    options = {name: value for name, value in here.items() if what == "images" or name != "images"}
+    if not there:
+        return f"other {what}, chosen by {', '.join(f'--data.{name}' for name in options)}"
+    differing = [name for name, value in options.items() if there.get(name) != value]
+    if differing:
+        return "; ".join(f"--data.{name}: {there.get(name)!r} there, {options[name]!r} here" for name in differing)
+    return "image files have changed since" if what == "images" else "the samples in the annotation file have changed"
 
 
 def _line(record: Record) -> str:

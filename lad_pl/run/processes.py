@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,9 +24,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
-from lad_pl.data.batches import LoaderSpec
 from lad_pl.errors import UserError
-from lad_pl.methods.runner import MethodRunner
+from lad_pl.run.lock import release_all
 
 T = TypeVar("T")
 USER_ERROR = 2
@@ -102,6 +101,7 @@ class ProcessWatcher:
             )
         for process in self._launched:
             process.kill()
+        release_all()
         os._exit(USER_ERROR if code == USER_ERROR else FAILED)
 
 
@@ -131,19 +131,6 @@ def check_trainer(trainer: pl.Trainer, tensor_parallel: int) -> None:
             f"trainer.devices times trainer.num_nodes to {tensor_parallel}, with trainer.strategy ddp."
         )
     os.environ.setdefault("LOCAL_RANK", str(trainer.local_rank))  # where transformers looks for its device
-
-
-def loader_specs(trainer: pl.Trainer, runners: Sequence[MethodRunner], tensor_parallel: int) -> tuple[LoaderSpec, ...]:
-    """What each method needs of the dataloader of this process.
-
-    Args:
-        trainer: of the run.
-        runners: of the methods.
-        tensor_parallel: how many processes hold the weights of one model together, and so see every prompt.
-    """
-    replica = (1, 0) if tensor_parallel > 1 else (trainer.world_size, trainer.global_rank)
-    # Every process serves the same list, even where a shared disk shows them different states of the store.
-    return tuple(runner.loader_spec(trainer.strategy.broadcast(runner.done), replica) for runner in runners)
 
 
 def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:

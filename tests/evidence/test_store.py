@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -162,6 +164,106 @@ def test_unfinished_evidence_of_another_configuration_never_mixes_in(tmp_path: P
     assert EvidenceStore(path, SETTINGS).done(T) == {0, 1}
 
 
+def keyed(path: Path, keys: str, settings: dict = SETTINGS, **options) -> EvidenceStore:
+    """A store for samples with these keys, which are their numbers: `sample(3)` has the key 3."""
+    return EvidenceStore(path, settings, samples={key: f"id {key}" for key in keys}, **options)
+
+
+def add(store: EvidenceStore, keys: str) -> None:
+    order = list(store._keys)
+    for key in keys:
+        records = sample(int(key))
+        store.append(replace(records, sample_index=torch.full((T,), order.index(key))))
+    store.close()
+
+
+def test_evidence_is_known_by_sample(tmp_path: Path) -> None:
+    """Whatever the other samples are, and under which index and id."""
+    path = tmp_path / "evidence.parquet"
+    add(keyed(path, "123"), "312")
+    store = keyed(path, "5214")
+    store.check()
+    assert store.done(T) == {1, 2}
+    add(store, "45")
+    store.finish(4, T)
+    prompts = read_prompts(path)
+    assert prompts.ids == tuple(f"id {key}" for key in "5214" for _ in range(T))
+    assert prompts.sample_index.tolist() == sorted([*range(4)] * T)
+    for index, key in enumerate("5214"):
+        assert torch.equal(prompts.evidence.attention[index * T : index * T + T], sample(int(key)).evidence.attention)
+    back = keyed(path, "321")  # what was left out has been kept
+    assert back.done(T) == {0, 1, 2}
+    back.finish(3, T)
+    assert keyed(path, "12345").done(T) == {0, 1, 2, 3, 4}
+    content = path.read_bytes()
+    back.finish(3, T)
+    assert path.read_bytes() == content
+
+
+def test_other_stores_lend_evidence_of_the_same_settings(tmp_path: Path) -> None:
+    sources = [tmp_path / f"{name}.parquet" for name in ("finished", "parts", "foreign", "damaged", "nowhere")]
+    finished, parts = (keyed(path, "0123") for path in sources[:2])
+    foreign = keyed(sources[2], "0123", {"weights": "xyz"})
+    add(finished, "0123")
+    finished.finish(4, T)
+    add(parts, "2")
+    parts.append(replace(sample(3)[torch.tensor([0, 1])], sample_index=torch.full((T - 1,), 3)))  # not whole
+    parts.close()
+    add(foreign, "0123")
+    sources[3].write_bytes(sources[0].read_bytes()[:-100])
+    store = keyed(tmp_path / "evidence.parquet", "32")
+    for chosen, expected in ((sources[2:], set()), (sources[1:2], {1}), (sources, {0, 1})):
+        store.adopt(chosen, T)
+        assert store.done(T) == expected
+    store.finish(2, T)
+    prompts = read_prompts(tmp_path / "evidence.parquet")
+    assert prompts.ids == ("id 3",) * T + ("id 2",) * T
+    assert torch.equal(prompts.evidence.log_probs[T:], sample(2).evidence.log_probs)
+    assert parts.done(T) == {2}
+
+
+def test_what_another_run_wrote_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.parquet"
+    other = {**SETTINGS, "weights": "xyz"}
+    first, second = EvidenceStore(path, SETTINGS), EvidenceStore(path, other, overwrite=True)
+    first.check()
+    second.check()
+    for store in (second, first):
+        store.append(sample(0))
+        store.close()
+    waiting = sorted(second.folder.iterdir())
+    first.finish(1, T)
+    assert sorted(second.folder.iterdir()) == waiting  # the other's parts
+    with pytest.raises(UserError, match=r"weights: 'abc' there, 'xyz' here.* this run computed is kept in"):
+        second.finish(1, T)
+    assert read_settings(path)["weights"] == "abc"
+    second.check()  # now it may be known
+    second.finish(1, T)
+    assert read_settings(path)["weights"] == "xyz"
+
+
+def test_a_full_disk_is_one_line_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stored(tmp_path / "evidence.parquet", [0])
+    room = [1500]
+
+    def write(file: int, data: memoryview) -> int:
+        taken = min(room[0], len(data), 700)  # a disk that fills up takes a part of what it is given
+        room[0] -= taken
+        if not taken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return sound(file, data[:taken])
+
+    sound = os.write
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(UserError, match=rf"No space left on device: .*is kept in {store.folder}"):
+        store.append(sample(1))
+    room[0] = 10**6
+    again = EvidenceStore(tmp_path / "evidence.parquet", SETTINGS)
+    again.append(sample(2))  # in pieces
+    again.close()
+    assert again.done(T) == {0, 2}
+
+
 def test_two_processes_of_one_rank_lose_nothing(tmp_path: Path) -> None:
     """A command that was typed twice."""
     stores = [EvidenceStore(tmp_path / "evidence.parquet", SETTINGS) for _ in range(2)]
@@ -234,7 +336,7 @@ def test_a_damaged_record_of_a_part_is_computed_again(tmp_path: Path, generated:
         for group in range(3):
             assert_equal(found[torch.arange(group * T, group * T + T)], sample(group, generated))
         path.unlink()
-        store.folder.mkdir()
+        store.folder.mkdir(exist_ok=True)
     assert recomputed > 50
 
 

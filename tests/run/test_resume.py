@@ -83,7 +83,9 @@ def test_interrupted_predict(base, uninterrupted, tmp_path, monkeypatch) -> None
         sizes = stops_after(patch, 100)
         assert main(["predict", *broken]) == 0
     assert sizes == [4]
-    assert (tmp_path / "b/predictions.jsonl").read_bytes() == (tmp_path / "a/predictions.jsonl").read_bytes()
+    assert (tmp_path / "b/predict_predictions.jsonl").read_bytes() == (
+        tmp_path / "a/predict_predictions.jsonl"
+    ).read_bytes()
 
 
 def test_a_finished_run_needs_no_forward_pass(base, uninterrupted, monkeypatch) -> None:
