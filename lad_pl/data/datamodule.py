@@ -186,7 +186,9 @@ class MultiImageData(pl.LightningDataModule):
         return {"calibration_samples": list(map(sample_key, self.samples)), "calibration_questions": keys}
 
     def hold_back(self, provenance: Mapping[str, Any]) -> None:
-        """Leave out every sample of ``test`` or ``validate`` that asks a calibration sample's question; print how many.
+        """Leave out every sample of ``test`` or ``validate`` that asks a calibration sample's question.
+
+        How many is printed, unless they are just the ``num_calibration`` samples of the test file.
 
         A question is a caption and its correct image. It is the same in whatever file, with whatever other images:
         sets that were built together, such as COCO's random and adversarial ones, share their questions.
@@ -210,7 +212,7 @@ class MultiImageData(pl.LightningDataModule):
                 "back with --data.num_calibration 0."
             )
         self._choose_samples()
-        if self.num_held_back:
+        if self.num_held_back > len(reserved):  # more than the samples that the options name
             found = f"{self.num_held_back} of {self._num_read} samples ask a calibration sample's question"
             rank_zero_only(print)(f"{found} and are held back.")
 

@@ -84,6 +84,13 @@ def test_a_calibration_question_is_never_tested(folder: Path, capsys, repeat: st
     assert capsys.readouterr().out == printed
 
 
+def test_the_samples_that_the_options_name_need_no_word(folder: Path, capsys) -> None:
+    test = write(folder, plain("a", "b"))
+    data = MultiImageData(test, str(folder / "photos"), num_calibration=1)
+    assert remaining(data, provenance(test, folder / "photos")) == ["1"]
+    assert data.num_held_back == 1 and not capsys.readouterr().out
+
+
 def test_other_questions_are_tested(folder: Path, capsys) -> None:
     """The same caption for another image, another caption for the same image."""
     calibrated = provenance(write(folder, plain("a"), "first.json"), folder / "photos")
