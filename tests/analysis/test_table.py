@@ -43,9 +43,7 @@ HOSTILE = f"\x1b[2J{LINK} \u202egnp.exe\u2066 \x9b31m\x7f \udce9 [red]dog[/] [/b
 SHOWN = (
     r"\x1b[2J\x1b]8;;http://x\x07cat\x1b]8;;\x07 \u202egnp.exe\u2066 \x9b31m\x7f \udce9 [red]dog[/] [/b] :smile: end"
 )
-FRIENDLY = (
-    "e\u0301t\u00e9 \u05d7\u05ea \u0642\u0637 \u0645\u06cc\u200c\u062e \u732b \U0001f469\u200d\U0001f680"
-)
+FRIENDLY = "e\u0301t\u00e9 \u05d7\u05ea \u0642\u0637 \u0645\u06cc\u200c\u062e \u732b \U0001f469\u200d\U0001f680"
 """A combining accent, Hebrew, Arabic, Persian with a non-joiner, Chinese, an emoji with a joiner."""
 
 
