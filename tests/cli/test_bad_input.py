@@ -66,7 +66,10 @@ def test_numbers_that_do_not_fit(options: list[str], capsys: pytest.CaptureFixtu
     assert "3 images have only 6 orders" in fails(capsys, "fit", *options, "--data.num_permutations=7")
     assert "has 8 samples, too few for 9" in fails(capsys, "fit", *options, "--data.num_calibration=9")
     assert "data.batch_size is 0" in fails(capsys, "fit", *options, "--data.batch_size=0")
-    assert "names layer 6" in fails(capsys, "fit", *options, "--model.layers=2-6")
+    late = "--model.layers 0.58 reads the late ones of every model: 3 to 5 here, 21 to 35 of 36"
+    assert f"names layer 6, but the model has layers 0 to 5; {late}" in fails(
+        capsys, "fit", *options, "--model.layers=2-6"
+    )
     assert "only 1 layers are captured" in fails(capsys, "fit", *options, "--model.layers=[2]")
     assert "No readout is chosen" in fails(capsys, "fit", *options, "--model.readouts=[]")
     assert "cpu_threads is 0" in fails(capsys, "fit", *options, "--model.cpu_threads=0")
