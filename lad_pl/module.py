@@ -27,7 +27,7 @@ from lad_pl.methods import METHODS, DirectAnswer, Method, MethodRunner, MethodSe
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import library_versions
 from lad_pl.readouts import ReadoutSettings, check_names, check_top_layers
-from lad_pl.run.callback import WriteRun
+from lad_pl.run.callback import WriteRun, stage_of
 from lad_pl.run.folder import Record, RunFolder
 from lad_pl.run.processes import SIGTERM_EXIT, ProcessWatcher, check_trainer, on_rank_zero
 from lad_pl.run.scoring import Results, calibrate_store, score_methods
@@ -124,22 +124,21 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         kinds: list[type[Method]] = [DirectAnswer]
         if stage in ("test", "validate"):
             kinds += dict.fromkeys(METHODS[name] for name in self.methods)
-        self.runners = [self._runner(stage, kind(self.method)) for kind in kinds]
+        self.runners = [self._runner(self.vlm, stage, kind(self.method)) for kind in kinds]
         shared = self.vlm_spec.tensor_parallel > 1
         replica = (1, 0) if shared else (self.trainer.world_size, self.trainer.global_rank)
-        others = [partial(runner.take_up, self.run_folder.related(runner.store.path)) for runner in self.runners]
         # Every process serves the same list, even where a shared disk shows them different states of the store.
-        done = [on_rank_zero(self.trainer, take_up) for take_up in others]
+        stored = [partial(runner.take_up, self.run_folder.related(runner.store.path)) for runner in self.runners]
+        done = [on_rank_zero(self.trainer, take_up) for take_up in stored]
         self.data.loader_specs = tuple(map(MethodRunner.loader_spec, self.runners, done, repeat(replica)))
 
-    def _runner(self, stage: str, method: Method) -> MethodRunner:
-        assert self.vlm is not None
-        encoder = self.vlm.encoder(method.prompt(self.prompt))
+    def _runner(self, vlm: VisionLanguageModel, stage: str, method: Method) -> MethodRunner:
+        encoder = vlm.encoder(method.prompt(self.prompt))
         own = {"pass": method.name, "prompt": encoder.prompt.settings(), **method.recorded_settings()}
         path, keys = self.run_folder.evidence(stage, method.file_name), self.data.keys(method.by_id)
         store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite, keys)
         max_tokens = self.data.batch_tokens if self.data.batch_size == "auto" else math.inf
-        return MethodRunner(method, self.vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
+        return MethodRunner(method, vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
 
     @property
     def data(self) -> MultiImageData:
@@ -295,8 +294,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.vlm.to(self.device)
 
     def _check_folder(self) -> None:
-        stage = str(self.trainer.state.fn.value)  # type: ignore[union-attr]
-        self.run_folder.check(stage, self.settings(), self.data.chosen(), self.overwrite)
+        self.run_folder.check(stage_of(self.trainer), self.settings(), self.data.chosen(), self.overwrite)
 
     def _run(self, runner: MethodRunner, batch: Batch) -> None:
         if len(batch):  # it is empty while only other processes have a sample
