@@ -25,7 +25,7 @@ from lad_pl.methods import METHODS, DirectAnswer, Method, MethodRunner, MethodSe
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.provenance import library_versions
 from lad_pl.readouts import ReadoutSettings, check_names, check_top_layers
-from lad_pl.run.callback import WriteRun
+from lad_pl.run.callback import WriteRun, stage_of
 from lad_pl.run.folder import Record, RunFolder
 from lad_pl.run.processes import SIGTERM_EXIT, ProcessWatcher, check_trainer, on_rank_zero
 from lad_pl.run.prompt_date import date_of_passes
@@ -123,36 +123,37 @@ class AttentionGuidedDebiasing(pl.LightningModule):
 
     def _prepare(self, stage: str) -> None:
         """Find the calibration: --ckpt_path's, a preceding ``fit``'s, the run folder's. Say what each loader needs."""
-        assert self.vlm is not None
-        if stage != "fit" and (self.calibration is None or self._from_folder):
-            self._from_folder, self._calibration_path = True, self.run_folder.calibration
-            self.calibration, self.provenance = load_calibration(self._calibration_path)
-        encoder = self.vlm.encoder(self.prompt)
-        stored = date_of_passes(self.run_folder, encoder, self.fingerprints["weights"]) if stage == "fit" else None
-        date = self.trainer.strategy.broadcast(
-            stored or encoder.date if stage == "fit" else self.provenance.get("date")
-        )
-        self.fingerprints |= self.vlm.encoder(self.prompt, date).fingerprints()
+        vlm = self.vlm
+        assert vlm is not None
+        if stage == "fit":
+            today = vlm.encoder(self.prompt)
+            date = date_of_passes(self.run_folder, today, self.fingerprints["weights"]) or today.date
+            date = self.trainer.strategy.broadcast(date)  # midnight may fall between two processes
+        else:
+            if self.calibration is None or self._from_folder:
+                self._from_folder, self._calibration_path = True, self.run_folder.calibration
+                self.calibration, self.provenance = load_calibration(self._calibration_path)
+            date = self.provenance.get("date")
+        self.fingerprints |= vlm.encoder(self.prompt, date).fingerprints()
         if stage != "fit":
             check_calibration(self.provenance, self.calibration_settings())
             self.data.hold_back(self.provenance)
         named = self.methods if stage in ("test", "validate") else ()
         kinds: list[type[Method]] = [DirectAnswer, *dict.fromkeys(METHODS[name] for name in named)]
-        self.runners = [self._runner(stage, kind(self.method), date) for kind in kinds]
+        self.runners = [self._runner(vlm, stage, kind(self.method), date) for kind in kinds]
         replica = (1, 0) if self.vlm_spec.tensor_parallel > 1 else (self.trainer.world_size, self.trainer.global_rank)
-        others = [partial(runner.take_up, self.run_folder.related(runner.store.path)) for runner in self.runners]
         # Every process serves the same list, even where a shared disk shows them different states of the store.
-        done = [on_rank_zero(self.trainer, take_up) for take_up in others]
+        stored = [partial(runner.take_up, self.run_folder.related(runner.store.path)) for runner in self.runners]
+        done = [on_rank_zero(self.trainer, take_up) for take_up in stored]
         self.data.loader_specs = tuple(map(MethodRunner.loader_spec, self.runners, done, repeat(replica)))
 
-    def _runner(self, stage: str, method: Method, date: str | None) -> MethodRunner:
-        assert self.vlm is not None
-        encoder = self.vlm.encoder(method.prompt(self.prompt), date)
+    def _runner(self, vlm: VisionLanguageModel, stage: str, method: Method, date: str | None) -> MethodRunner:
+        encoder = vlm.encoder(method.prompt(self.prompt), date)
         own = {"pass": method.name, "prompt": encoder.prompt.settings(), **method.recorded_settings()}
         path, keys = self.run_folder.evidence(stage, method.file_name), self.data.keys(method.by_id)
         store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite, keys)
         max_tokens = self.data.batch_tokens if self.data.batch_size == "auto" else math.inf
-        return MethodRunner(method, self.vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
+        return MethodRunner(method, vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
 
     @property
     def data(self) -> MultiImageData:
@@ -293,8 +294,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.vlm.to(self.device)
 
     def _check_folder(self) -> None:
-        stage = str(self.trainer.state.fn.value)  # type: ignore[union-attr]
-        self.run_folder.check(stage, self.settings(), self.data.chosen(), self.overwrite)
+        self.run_folder.check(stage_of(self.trainer), self.settings(), self.data.chosen(), self.overwrite)
 
     def _run(self, runner: MethodRunner, batch: Batch) -> None:
         if len(batch):  # it is empty while only other processes have a sample

@@ -35,7 +35,7 @@ class WriteRun(Callback):
         if trainer.world_size > 1:
             module.processes = ProcessWatcher(trainer, module.run_folder.path)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        on_rank_zero(trainer, partial(module.run_folder.claim, _stage(trainer)))
+        on_rank_zero(trainer, partial(module.run_folder.claim, stage_of(trainer)))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let others into the folder."""
@@ -43,7 +43,7 @@ class WriteRun(Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put predictions, costs and metrics in place."""
-        module, stage = cast(Any, pl_module), _stage(trainer)
+        module, stage = cast(Any, pl_module), stage_of(trainer)
         if trainer.is_global_zero:
             folder: RunFolder = module.run_folder
             if stage != "fit":
@@ -86,6 +86,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             partial.write_bytes(content.getvalue())
 
 
-def _stage(trainer: pl.Trainer) -> str:
+def stage_of(trainer: pl.Trainer) -> str:
+    """The command in progress: fit, validate, test or predict."""
     assert trainer.state.fn is not None
     return trainer.state.fn.value

@@ -154,7 +154,7 @@ def test_predict_ranks_prompts_without_answers(fitted_run: list[str], tmp_path: 
         del sample["index"]
     path.write_text(json.dumps(samples[2:]))  # all of them are ranked: none is held back
     assert run("predict", *fitted_run, f"--data.annotations={path}") == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predict_predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 24
     assert all(row["target"] is None and sorted(row["ranking"]) == [0, 1, 2] for row in rows)
     for row in rows:
