@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lad_pl.errors import UserError
+
 LIGHTNING_COMMANDS = {
     "fit": "Calibrate on a few samples.",
     "validate": "Evaluate on the validation samples, to choose settings.",
@@ -44,6 +46,8 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     if command == "prepare":
         from lad_pl.data.prepare.commands import COMMANDS
 
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            raise UserError(f"'{arguments[0]}' is nothing that prepare reads; choose from {', '.join(COMMANDS)}.")
         builders: Any = COMMANDS  # auto_cli's type knows no plain dict
         auto_cli(builders, as_positional=False, **settings)
     elif command == "download":

@@ -185,7 +185,10 @@ def _of_architecture(error: Exception) -> str | None:
             "(pip install -U transformers), or choose another model."
         )
     if text_only := re.search(r"Unrecognized configuration class <class '.*?(\w+)'> for this kind of", str(error)):
-        return f"its configuration is a {text_only[1]}, which takes no images; choose a vision-language model."
+        return (
+            f"its configuration is a {text_only[1]}, which transformers does not read as a model of images and text; "
+            "choose a vision-language model that docs/models.md lists, or one like them."
+        )
     return None
 
 

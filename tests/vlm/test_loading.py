@@ -225,7 +225,10 @@ def _pointer(name: str) -> Callable[[Path], object]:
         (lambda folder: (folder / "config.json").write_text('{"a":'), "config.json is no valid JSON"),
         (_config(text_config={"hidden_size": "many"}), "expected int, got str .*fetch them again"),
         (_config(model_type="vlm_of_tomorrow"), "does not know its model_type 'vlm_of_tomorrow'; install a newer one"),
-        (_config(model_type="qwen2"), "its configuration is a Qwen2Config, which takes no images"),
+        (
+            _config(model_type="qwen2"),
+            "its configuration is a Qwen2Config, which transformers does not read as a model of images",
+        ),
         (_config(model_type="mine", auto_map={"AutoConfig": "mine.Config"}), "it runs code of its own"),
     ],
 )

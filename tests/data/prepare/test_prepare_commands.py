@@ -59,7 +59,7 @@ def test_a_table_becomes_an_annotation_file(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "message"),
     [
         (["prepare"], "lad_pl prepare --help"),
-        (["prepare", "soup"], "invalid choice: 'soup'"),
+        (["prepare", "soup"], "'soup' is nothing that prepare reads"),
         (["prepare", "coco", "--colour=red"], "colour"),
         (["prepare", "table", "--source=nowhere.jsonl", "--output=out"], "nowhere.jsonl"),
         (["download", "everything"], "coco-val2014"),
