@@ -76,6 +76,7 @@ _EXPECTED_WARNINGS = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*Consider setting `persistent_workers=True`.*",
     ".*number of training batches .* is smaller than the logging interval.*",
+    ".*predict returned None.*",
 )
 
 
