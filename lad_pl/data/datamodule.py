@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from lad_pl.data.annotations import digest, question_key, read_annotations, sample_key
 from lad_pl.data.batches import EncodeUnlessEmpty, LoaderSpec, LoadImage, ReplicaSampler, SampleBatches, plan_batches
 from lad_pl.data.image_names import check_distinct, check_inside, fitting_folder
-from lad_pl.data.images import file_digest, load_photo, raise_broken, size_of
+from lad_pl.data.images import ends_digest, file_digest, load_photo, raise_broken, size_of
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
 from lad_pl.errors import UserError, check_at_least
 from lad_pl.provenance import short_digest
@@ -275,7 +276,9 @@ class MultiImageData(pl.LightningDataModule):
     def settings(self) -> dict[str, Any]:
         """Digests of the samples and images of the stage in progress, and its permutations, as plain values."""
         if not self._settings:  # opens every image file
-            self._settings = {"samples": digest(self.samples), "images": self.image_digest()}
+            contents = short_digest([self._identified(sample) for sample in self.samples])
+            of_images = {"images": self.image_digest(), "image_contents": contents}
+            self._settings = {"samples": digest(self.samples), **of_images}
             if self._stage != "fit":
                 self._settings |= {name: getattr(self, name) for name in ("num_permutations", "permutation_seed")}
         return self._settings
@@ -306,8 +309,10 @@ class MultiImageData(pl.LightningDataModule):
         return [(self.image_key(name), self._digest_once(name)) for name in sample.images]
 
     def _digest_once(self, name: str) -> str:
-        if name not in self._digests:
-            self._digests[name] = self.digest_of(name)
+        if not self._digests:  # all images of the stage, several at a time
+            names = list(dict.fromkeys(name for sample in self.samples for name in sample.images))
+            with ThreadPoolExecutor() as pool:
+                self._digests = dict(zip(names, pool.map(self.digest_of, names), strict=True))
         return self._digests[name]
 
     def image_key(self, name: str) -> str:
@@ -315,13 +320,17 @@ class MultiImageData(pl.LightningDataModule):
         return name
 
     def digest_of(self, name: str) -> str:
-        """A digest of an image: of its file's size and of the ends of the file."""
-        return file_digest(self.images / name)
+        """A digest of an image's file; of images that are no files, what :meth:`image_digest` says."""
+        path = self.images / name
+        return file_digest(path) if path.is_file() else self.image_digest()
 
     def image_digest(self) -> str:
-        """A short digest of the images of this stage: their names, sizes, and the ends of their files."""
+        """A short digest of the images of this stage: their names, sizes, and the ends of their files.
+
+        Results of earlier versions are known by it; what changes within a file, :meth:`digest_of` tells.
+        """
         names = sorted({name for sample in self.samples for name in sample.images})
-        return short_digest([[name, self._digest_once(name)] for name in names])
+        return short_digest([[name, ends_digest(self.images / name)] for name in names])
 
     # -------------------------------------------------------------------------------------------- the dataloaders
 

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from glob import glob, has_magic
 from itertools import count
@@ -107,7 +108,8 @@ class PhotoData(MultiImageData):
                 f"photos, or run fit with samples of {len(self.photos)} images."
             )
             raise UserError(" ".join([few, *left_out.sentences()]))
-        digests = [self.digest_of(photo) for photo in self.photos]
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(self.digest_of, self.photos))
         self.groups = groups(digests, self.group_size, self.rounds)
         question = [
             [[str(Path(photo).resolve()), found] for photo, found in zip(self.photos, digests, strict=True)],

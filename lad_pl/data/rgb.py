@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 _WHITE_IS_ZERO = 0
-_PHOTOMETRIC, _BITS_PER_SAMPLE, _SMALLEST, _LARGEST = 262, 258, 340, 341  # tags of TIFF
+_PHOTOMETRIC, _BITS_PER_SAMPLE = 262, 258  # tags of TIFF
+_RANGES = ((340, 341), (280, 281))  # its tags of the smallest and largest value: of any type, and of integers
+_DARK = 1 / 12  # 12 bits in 16 come to 1 / 16
 _PACKED_GRAY = {"L;2": 85, "L;4": 17}  # PNG: Pillow spreads the samples to 0 ... 255, but not the transparent one
 
 
@@ -97,7 +99,8 @@ def eight_bit(values: np.ndarray, scale: GrayScale | None) -> np.ndarray:
         scale: what is black and white; None if nobody says. Floats from 0 to 1 say it themselves.
 
     Raises:
-        ValueError: the range is not known, a value is not finite, or the values differ and all of them would be black.
+        ValueError: the range is not known, a value is not finite, or the values differ and all of them would be nearly
+            black, as 12 bits stored in 16 are.
     """
     low, high = values.min(), values.max()
     kind = "floats" if np.issubdtype(values.dtype, np.floating) else "integers"
@@ -111,9 +114,10 @@ def eight_bit(values: np.ndarray, scale: GrayScale | None) -> np.ndarray:
             "save it with 8 or 16 bits"
         )
     bottom, top = sorted(scale)  # a negative has them the other way round
-    if high > low and (float(high) - bottom) / (top - bottom) <= 1.5 / 255:
+    if high > low and (float(high) - bottom) / (top - bottom) < _DARK:
         raise ValueError(
-            f"gray from {low:.6g} to {high:.6g} where white is {top:.6g}, which is all black; save it with 8 bits"
+            f"gray from {low:.6g} to {high:.6g} where white is {top:.6g}, which is nearly black; save it with 8 bits, "
+            "or with the largest value that it can have (MaxSampleValue)"
         )
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return _levels(np.arange(65536), scale)[values]  # far less memory than to compute with every pixel
@@ -126,18 +130,25 @@ def _levels(values: np.ndarray, scale: GrayScale) -> np.ndarray:
 
 
 def _gray_scale(image: Image.Image) -> GrayScale | None:
-    """The range that a file declares for its deep gray; None if it declares none."""
+    """The range that a file declares for its deep gray; None if it declares none.
+
+    Raises:
+        ValueError: it is a negative, and declares none.
+    """
     tags: Any = getattr(image, "tag_v2", {})
-    if image.mode.startswith("I;16"):
+    declared = next((pair for pair in _RANGES if {*pair} <= {*tags}), None) if is_deep(image) else None
+    if declared is not None:
+        smallest, largest = (float(np.ravel(tags[tag])[0]) for tag in declared)
+        if not -np.inf < smallest < largest < np.inf:
+            return None
+        scale = GrayScale(smallest, largest)
+    elif image.mode.startswith("I;16"):
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
         scale = GrayScale(0, 2**bits - 1)
     elif image.mode == "I" and image.format == "PNG":
         scale = GrayScale(0, 65535)
-    elif is_deep(image) and _SMALLEST in tags and _LARGEST in tags:
-        smallest, largest = (float(np.ravel(tags[tag])[0]) for tag in (_SMALLEST, _LARGEST))
-        if not -np.inf < smallest < largest < np.inf:
-            return None
-        scale = GrayScale(smallest, largest)
+    elif tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and is_deep(image):
+        raise ValueError("a negative without a range that says which value is black; save it with 8 or 16 bits")
     else:
         return None
     return scale if tags.get(_PHOTOMETRIC) != _WHITE_IS_ZERO else GrayScale(scale.white, scale.black)

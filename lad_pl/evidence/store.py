@@ -40,7 +40,7 @@ from lad_pl.files import abandoned, atomic_write, full_disk_named, writer
 from lad_pl.provenance import first_difference, short_digest
 
 _ROWS_PER_GROUP = 4096
-_OF_WHOLE_SETS = ("samples", "images")
+_OF_WHOLE_SETS = ("samples", "images", "image_contents")
 _ABSENT = "absent.arrows"
 """The part with evidence of samples that a finished stage did not have."""
 _DIGEST = b"digest"
@@ -130,7 +130,7 @@ class EvidenceStore:
         rest = {name: value for name, value in there.items() if name not in self._former}
         of_samples = {name: there[name] for name in self._former if name in there}
         found = first_difference(rest, self.settings)
-        if found is None and of_samples and of_samples != self._former:
+        if found is None and any(self._former[name] != value for name, value in of_samples.items()):
             return "other samples or images; this evidence of an earlier version cannot be told apart by sample"
         return found
 

@@ -279,7 +279,7 @@ def candidate_logits(
         )
         best = log_probs[row].cpu().masked_fill(~reached, -torch.inf).amax(-1).to(scores)
         mass = scores[row, children].logsumexp(-1)
-        _check_finite(mass.isfinite()[None], row)
+        _check_finite((mass.isfinite() & ~scores[row].isnan().any())[None], row)
         if only_candidates:
             result[row] = -torch.inf
         result[row, children] = mass + best.log_softmax(-1)

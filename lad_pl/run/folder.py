@@ -33,6 +33,8 @@ from lad_pl.run.lock import check_claims, claim, locked
 CALIBRATION = "calibration.ckpt"
 _PREFIX = {"test": "", "predict": "predict_", "validate": "validation_", "fit": "calibration_"}
 _PATIENCE = 60.0
+_NEW = "image_contents"
+"""A setting that earlier versions did not record."""
 Record = dict[str, Any]
 
 
@@ -128,7 +130,8 @@ class RunFolder:
         recorded = self._recorded().get(output.name)
         if overwrite or recorded is None or not output.exists():
             return
-        difference = first_difference(recorded["settings"], dict(settings))
+        comparable = {name: value for name, value in settings.items() if name in recorded["settings"] or name != _NEW}
+        difference = first_difference(recorded["settings"], comparable)
         if difference:
             difference = _in_words(difference, recorded.get("chosen", {}), chosen)
             raise UserError(
@@ -160,15 +163,20 @@ class RunFolder:
 def _in_words(difference: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """A difference between digests of samples or images as one between the options that chose them."""
     what = difference.partition(":")[0]
-    if what not in ("samples", "images"):
+    if what not in ("samples", "images", _NEW):
         return difference
+    what = "images" if what == _NEW else what
     options = {name: value for name, value in here.items() if what == "images" or name != "images"}
     if not there:
         return f"other {what}, chosen by {', '.join(f'--data.{name}' for name in options)}"
     differing = [name for name, value in options.items() if there.get(name) != value]
     if differing:
         return "; ".join(f"--data.{name}: {there.get(name)!r} there, {options[name]!r} here" for name in differing)
-    return "image files have changed since" if what == "images" else "the samples in the annotation file have changed"
+    return (
+        "image files have changed since"
+        if what == "images"
+        else "the annotation file has changed, or the calibration whose samples are held back"
+    )
 
 
 def _line(record: Record) -> str:

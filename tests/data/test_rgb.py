@@ -39,11 +39,11 @@ def png(path: Path, samples: np.ndarray, depth: int, colour: int, transparent: b
 
 
 def tiff(path: Path, values: np.ndarray, **tags: float) -> Path:
-    """A gray TIFF with declared properties: photometric, smallest and largest."""
+    """A gray TIFF with declared properties: photometric, smallest and largest; of integers, lowest and highest."""
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     for name, value in tags.items():
-        number = {"photometric": 262, "smallest": 340, "largest": 341}[name]
-        directory.tagtype[number] = 3 if number == 262 else 12
+        number = {"photometric": 262, "smallest": 340, "largest": 341, "lowest": 280, "highest": 281}[name]
+        directory.tagtype[number] = 12 if number in (340, 341) else 3
         directory[number] = value
     Image.fromarray(values).save(path, tiffinfo=directory)
     return path
@@ -81,6 +81,8 @@ def test_gray_with_a_declared_range(tmp_path: Path, values: np.ndarray) -> None:
     for kind in (np.int32, np.float32):
         path = tiff(tmp_path / "declared.tif", values.astype(kind) - 300, smallest=-300, largest=65235)
         assert (pixels(path) == np.round(values / 257)[..., None]).all()
+    twelve_bits = tiff(tmp_path / "twelve.tif", values // 16, lowest=0, highest=4095)
+    assert (pixels(twelve_bits) == np.round(values // 16 / 4095 * 255)[..., None]).all()
     shares = (values / 65535).astype(np.float32)
     assert (pixels(tiff(tmp_path / "share.tif", shares)) == np.round(shares.astype(float) * 255)[..., None]).all()
     assert (pixels(tiff(tmp_path / "half.tif", shares, smallest=0, largest=2)).max()) == 128
@@ -93,12 +95,21 @@ def test_gray_with_a_declared_range(tmp_path: Path, values: np.ndarray) -> None:
         (lambda values: values.astype(np.float32), "floats from 0 to 65535, without a range"),
         (lambda values: values / np.float32(65535) - np.float32(0.1), "floats from -0.1 to 0.9, without a range"),
         (lambda values: np.where(values > 9, values, np.nan).astype(np.float32), "not finite"),
-        (lambda values: values // 256, "where white is 65535, which is all black"),
+        (lambda values: values // 256, "where white is 65535, which is nearly black"),
+        (lambda values: values // 16, "from 0 to 4095 where white is 65535, which is nearly black"),
     ],
 )
 def test_gray_that_nobody_can_scale(tmp_path: Path, values: np.ndarray, change, message: str) -> None:
     with pytest.raises(UserError, match=f"deep.tif cannot be read.*{message}"):
         open_image(tiff(tmp_path / "deep.tif", change(values)))
+
+
+def test_a_negative_of_floats_says_its_range_or_is_refused(tmp_path: Path, values: np.ndarray) -> None:
+    shares = (values / 65535).astype(np.float32)
+    with pytest.raises(UserError, match="a negative without a range"):
+        open_image(tiff(tmp_path / "negative.tif", shares, photometric=0))
+    negative = pixels(tiff(tmp_path / "negative.tif", shares, photometric=0, smallest=0, largest=1))
+    assert (negative == np.round((1 - shares.astype(float)) * 255)[..., None]).all()
 
 
 def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -594,7 +594,8 @@ def test_tokens_follow_their_best_candidate() -> None:
     second = candidate_logits(scores, torch.tensor([[1], [3]]), trie, log_probs)
     assert second[0].isinf().tolist() == [False, True, False, True]
     assert torch.equal(second[1], scores[1])  # complete
-    for ruled_out in (torch.full((2, 4), -torch.inf), torch.full((2, 4), torch.nan)):
+    elsewhere = torch.tensor([[torch.nan, 5.0, 1.0, 2.0]] * 2)
+    for ruled_out in (torch.full((2, 4), -torch.inf), torch.full((2, 4), torch.nan), elsewhere):
         with pytest.raises(UserError, match="Prompt 1: the model's output is not finite"):
             candidate_logits(ruled_out, torch.empty(2, 0, dtype=torch.long), trie, log_probs)
     third = candidate_logits(scores, torch.tensor([[2], [2]]), trie, log_probs)

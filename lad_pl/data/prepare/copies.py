@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lad_pl.data.images import file_digest, open_image
+from lad_pl.data.images import ends_digest, open_image
 from lad_pl.errors import UserError
 
 _SAME = 1e-4
@@ -32,7 +32,7 @@ def originals(names: Sequence[str], folder: Path, embeddings: Tensor | None = No
     """
     paths = [folder / name for name in names]
     groups: Iterable[list[int]] = [list(range(len(paths)))]
-    steps: tuple[Callable[[Path], Hashable], ...] = (_size, file_digest, _content)
+    steps: tuple[Callable[[Path], Hashable], ...] = (_size, ends_digest, _content)
     for fingerprint in steps:  # from cheap to certain
         groups = [same for group in groups for same in _alike(group, paths, fingerprint)]
     first = list(range(len(paths)))
