@@ -42,6 +42,18 @@ def caused_by(error: BaseException | None, kind: type[E], fits: Callable[[E], bo
     return None
 
 
+def check_between(minimum: float, maximum: float, **values: float | None) -> None:
+    """Check numbers by their names; ``None``, an unset number, passes.
+
+    Raises:
+        UserError: a value is below ``minimum`` or above ``maximum``.
+    """
+    check_at_least(minimum, **values)
+    for name, value in values.items():
+        if value is not None and not value <= maximum:
+            raise UserError(f"{name} is {value}; it must be at most {maximum}.")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's exception."""
     lines = str(error).strip().splitlines()

@@ -19,7 +19,7 @@ from torch import nn
 
 from lad_pl.calibrate import check_calibration, load_calibration, pack, unpack
 from lad_pl.data.datamodule import MultiImageData
-from lad_pl.errors import UserError, check_at_least
+from lad_pl.errors import UserError, check_between
 from lad_pl.evidence.store import EvidenceStore
 from lad_pl.methods import METHODS, DirectAnswer, Method, MethodRunner, MethodSettings, check_methods
 from lad_pl.prompts.template import PromptSpec
@@ -75,12 +75,12 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         check_names(readouts)
         check_names([rank_by])
         check_methods(methods)
-        check_at_least(1, **{"model.cpu_threads": cpu_threads})
+        check_between(1, 1024, **{"model.cpu_threads": cpu_threads})
         self.automatic_optimization = False
         self.strict_loading = False  # the checkpoint holds a calibration, no weights
         self.vlm_spec = vlm
         self.prompt, self.layer_choice = prompt, layers
-        self.readout, self.readouts, self.rank_by = readout, tuple(readouts), rank_by
+        self.readout, self.readouts, self.rank_by = readout, tuple(dict.fromkeys(readouts)), rank_by
         self.method, self.methods = method, tuple(dict.fromkeys(methods))
         self.overwrite = overwrite
         self.cpu_threads = cpu_threads

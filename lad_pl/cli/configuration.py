@@ -7,7 +7,8 @@ refused with its line.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +179,18 @@ def check_file(path: Path) -> None:
         message = str(error)
         raise UserError(message if message.startswith(str(path)) else f"{path}: {message}") from error
     check_sections(value, str(path))
+    twice = [name for name, count in Counter(_names(value)).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: {twice[0]} stands twice, by its section and by its dotted name; keep one of them.")
+
+
+def _names(value: Any, name: str = "") -> Iterator[str]:
+    """The dotted names of a configuration's values."""
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _names(part, f"{name}.{key}".lstrip("."))
+    else:
+        yield name
 
 
 def check_sections(value: Any, path: str) -> None:

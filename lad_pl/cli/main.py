@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import sys
 from argparse import ArgumentError
@@ -108,6 +109,9 @@ def _innermost(message: str) -> str:
     noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     text = " ".join(line for line in lines if line and not line.startswith(noise))
+    if unread := re.search(r"Unable to load config ['\"](.*?)['\"]", text):
+        text = f"'{unread[1]}' is neither options nor a configuration file that can be read"
+        text += "; a model is named by model.vlm.path" if "model" in message else ""
     if "DemoData" in text and "not accepted" in text:
         text += ". Without a configuration the demo runs: name a model with --config or --model.vlm.path"
     return text.rstrip(".")

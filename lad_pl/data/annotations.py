@@ -114,6 +114,8 @@ def _images(names: Any, where: str) -> tuple[str, ...]:
 def _caption(text: Any, where: str) -> str:
     if not isinstance(text, str):
         raise UserError(f"{where}: caption must be a text.")
+    if not text.strip():
+        raise UserError(f"{where}: the caption is empty; write one, or remove the sample.")
     if not is_writable(text):
         raise UserError(f"{where}: the caption {brief(text)} has half of a character, which UTF-8 cannot write.")
     return text

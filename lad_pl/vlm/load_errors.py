@@ -21,7 +21,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ELSEWHERE = (
     "download the model elsewhere and give its folder: --model.vlm.path path/to/folder (this path is no folder)"
 )
-_POINTER = b"version https://git-lfs"
+_POINTER = "version https://git-lfs"
+_OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 _NEEDED = (
     ("config.json",),
     ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json"),
@@ -39,6 +40,8 @@ def explained(error: Exception, spec: Any) -> str:
         error: of transformers' ``from_pretrained``.
         spec: the :class:`~lad_pl.vlm.loading.VLMSpec` that was loaded.
     """
+    if spec.path and Path(spec.path).is_file():
+        return "it is a file; name the folder that holds the model, --model.vlm.path path/to/folder."
     local = Path(spec.source).is_dir() and bool(spec.path)
     folder = Path(spec.source) / spec.options.get("subfolder", "") if local else _cached(spec)
     if found := _of_disk(error, spec) or (None if local else _of_hub(error, spec)) or _of_options(error, spec):
@@ -82,22 +85,29 @@ def damaged_file(folder: Path) -> str | None:
     """The first JSON or safetensors file of a folder that cannot be read, and why; None if all can."""
     for path in sorted(folder.glob("*.json")):
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             return f"{path.name} is {_kind_of(path) or f'no valid JSON ({first_line(error)})'}"
+        if not isinstance(content, dict) and (path.name in _OBJECTS or path.name.endswith("processor_config.json")):
+            return f"{path.name} holds no settings (JSON object)"
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt"):
                 pass
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:
             return f"{path.name} is {_kind_of(path) or f'damaged or cut off ({first_line(error)})'}"
     return None
+
+
+def is_pointer(text: str) -> bool:
+    """Whether a file's text is what Git LFS leaves in place of the file."""
+    return text.startswith(_POINTER)
 
 
 def _kind_of(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(len(_POINTER))
-    if start == _POINTER:
+    if start == _POINTER.encode():
         return "a pointer of Git LFS and not the file itself (`git lfs pull` gets it)"
     return "" if start else "empty"
 

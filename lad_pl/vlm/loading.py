@@ -12,7 +12,7 @@ from transformers.distributed import DistributedConfig
 
 from lad_pl.errors import UserError
 from lad_pl.files import asset
-from lad_pl.vlm.load_errors import explained, missing_files
+from lad_pl.vlm.load_errors import explained, is_pointer, missing_files
 from lad_pl.vlm.tensor_parallel import with_plan
 
 _FEED_FORWARD = ("mlp", "feed_forward")
@@ -20,7 +20,7 @@ _FEED_FORWARD = ("mlp", "feed_forward")
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "subfolder", "token")
 _OWN_OPTIONS = ("dtype", "attn_implementation", "device_map", "revision", "local_files_only", "trust_remote_code")
 _DISTRIBUTED = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
-_DECIDED = ("use_safetensors", "weights_only", "output_loading_info")
+_DECIDED = ("use_safetensors", "weights_only", "output_loading_info", "ignore_mismatched_sizes")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class VLMSpec:
     """A Hugging Face vision-language model, and how to load it.
 
     Raises:
-        UserError: the number format is unknown, or ``options`` names what has an option of its own or is decided.
+        UserError: the number format is unknown, ``device_map`` gives the weights no place, or ``options`` names what
+            has an option of its own or is decided.
     """
 
     path: str
@@ -67,7 +68,12 @@ class VLMSpec:
             if name in _OWN_OPTIONS:
                 raise UserError(f"vlm.options names '{name}', which has an option of its own: vlm.{name}.")
             if name in _DECIDED:
-                raise UserError(f"vlm.options names '{name}', which cannot be chosen: weights are never unpickled.")
+                raise UserError(
+                    f"vlm.options names '{name}', which cannot be chosen: weights are read whole, and never unpickled."
+                )
+        placed = self.device_map.values() if isinstance(self.device_map, dict) else (self.device_map,)
+        if "meta" in placed:
+            raise UserError("vlm.device_map names 'meta', where weights have no values; name devices, or auto.")
 
     def settings(self) -> dict[str, Any]:
         """The fields that the evidence depends on beside the weights, as plain values."""
@@ -87,6 +93,10 @@ class VLMSpec:
         processor = self._load(AutoProcessor, "processor", **self._hub_options())
         if getattr(processor, "chat_template", None) is None:
             raise UserError(f"The processor '{self.path}' has no chat template; use an instruction-tuned model.")
+        if is_pointer(str(processor.chat_template)):
+            raise UserError(
+                f"The chat template of '{self.path}' is a pointer of Git LFS; get the file (`git lfs pull`)."
+            )
         tokenizer = getattr(processor, "tokenizer", processor)
         if set(tokenizer("photo 1", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
             absent = " and ".join(missing_files(Path(self.source))) or "its vocabulary, such as tokenizer.json"
@@ -108,6 +118,7 @@ class VLMSpec:
             device_map=self.device_map,
             use_safetensors=True,  # never unpickle weights
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
             **self._tensor_parallel_options(),
             **self.options,
         )
@@ -116,6 +127,12 @@ class VLMSpec:
             raise UserError(
                 f"The weights at '{self.path}' lack {len(missing)} tensors ({missing[0]}, ...) of "
                 f"{type(model).__name__}; the model would answer at random. Fetch the files again."
+            )
+        if report["mismatched_keys"]:
+            name, stored, expected = (str(part) for part in min(report["mismatched_keys"], key=str))
+            raise UserError(
+                f"The weights at '{self.path}' do not fit {type(model).__name__}: {name} is {stored} in the file and "
+                f"{expected} by config.json; the model would answer at random. Fetch the files again."
             )
         if self.compile:
             _compile_feed_forward(model)

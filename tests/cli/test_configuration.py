@@ -237,6 +237,10 @@ def test_what_yaml_allows_is_read() -> None:
         ("model: {rank_by: agd}".encode("utf-16"), "no UTF-8 text"),
         (bytes(range(256)), "no UTF-8 text"),
         (b"model: {}\nmodel: {}\n", "stands twice"),
+        (
+            b"model: {readout: {temperature: 1}}\nmodel.readout.temperature: 3\n",
+            "temperature stands twice, by its section",
+        ),
     ],
 )
 def test_a_file_that_is_no_configuration(content: bytes, message: str, tmp_path: Path, capsys) -> None:

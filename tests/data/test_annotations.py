@@ -36,6 +36,7 @@ def refusal(path: Path) -> str:
         ({"image_ids": ["a.png", "\ud83d.png"]}, "'\\ud83d.png' has characters"),
         ({"caption": "half \ud83d"}, "sample 1 (id 7): the caption 'half \\ud83d' has half of a character"),
         ({"caption": [[["a"]]]}, "caption must be a text"),
+        ({"caption": " \n"}, "the caption is empty"),
         ({"index": True}, "sample 1 (id 7): index is True; it must be a whole number"),
         ({"index": 1.0}, "index is 1.0; it must be a whole number"),
         ({"index": float("nan")}, "index is nan; it must be a whole number"),

@@ -38,6 +38,23 @@ def test_other_pictures_under_the_same_names(options: list[str], tmp_path: Path,
     assert (tmp_path / "run" / "predictions.jsonl").read_text() != before
 
 
+def test_a_picture_that_changed_in_its_middle(run: Run) -> None:
+    """Of the same size, with the same beginning and end, as a file that was damaged and is whole again."""
+    annotations = run.folder.parent / "data" / "annotations.json"
+    samples = json.loads(annotations.read_text())
+    name = Path(samples[7]["image_ids"][2]).with_suffix(".bmp").name  # of the last sample alone
+    large = Image.effect_noise((200, 200), 90).convert("RGB")
+    large.save(annotations.parent / name)
+    samples[7]["image_ids"][2] = name
+    annotations.write_text(json.dumps(samples))
+    assert run("test") == 6
+    content = bytearray((annotations.parent / name).read_bytes())
+    content[40_000:80_000] = bytes(40_000)
+    (annotations.parent / name).write_bytes(content)
+    assert "image files have changed since" in run.refused("test")
+    assert run("test", overwrite=True) == 1
+
+
 def test_a_calibration_made_anew_since(options: list[str], tmp_path: Path) -> None:
     assert main(["test", *options]) == 0
     assert StoredRun(tmp_path / "run").calibration.num_samples == 2
@@ -80,7 +97,7 @@ def test_only_what_changed_is_computed_anew(run: Run) -> None:
     other = {**samples[7], "image_ids": samples[0]["image_ids"]}
     samples = [*samples[:2], samples[6], samples[3], samples[5], samples[2], other]
     annotations.write_text(json.dumps([{**sample, "id": f"new {number}"} for number, sample in enumerate(samples)]))
-    assert "the samples in the annotation file have changed" in run.refused("test")
+    assert "the annotation file has changed, or the calibration whose samples are held back" in run.refused("test")
     assert run("test", overwrite=True) == 2
     anew = Run(run.module, run.folder.parent / "anew", run.sizes)
     anew.folder.mkdir()

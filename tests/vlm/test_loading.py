@@ -108,6 +108,16 @@ def test_weights_with_a_hole_are_refused(tiny_folder: Path, tmp_path: Path) -> N
     save_file({name: value for name, value in tensors.items() if name != dropped}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="lack 1 tensors"):
         VLMSpec(str(tmp_path)).load_model()
+    save_file({**tensors, dropped: tensors[dropped][:8].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"do not fit .*layers.3.self_attn.q_proj.weight is torch.Size\(\[8, "):
+        VLMSpec(str(tmp_path)).load_model()
+    for change in (
+        {"options": {"ignore_mismatched_sizes": True}},
+        {"device_map": "meta"},
+        {"device_map": {"": "meta"}},
+    ):
+        with pytest.raises(UserError, match=r"vlm\.(options|device_map) names"):
+            VLMSpec(str(tmp_path), **change)
 
 
 def test_an_incomplete_folder(tiny_folder: Path, tmp_path: Path) -> None:
@@ -223,6 +233,8 @@ def _pointer(name: str) -> Callable[[Path], object]:
         (_pointer("tokenizer.json"), "tokenizer.json is a pointer of Git LFS"),
         (lambda folder: (folder / "tokenizer.json").write_text("[{"), "tokenizer.json is no valid JSON"),
         (lambda folder: (folder / "config.json").write_text('{"a":'), "config.json is no valid JSON"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer_config.json holds no settings"),
+        (_pointer("chat_template.jinja"), "chat template of .* is a pointer of Git LFS"),
         (_config(text_config={"hidden_size": "many"}), "expected int, got str .*fetch them again"),
         (_config(model_type="vlm_of_tomorrow"), "does not know its model_type 'vlm_of_tomorrow'; install a newer one"),
         (
