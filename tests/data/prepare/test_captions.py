@@ -120,6 +120,16 @@ HOSTILE = {
     "deep tuples as a key": KEY % (b")" + b"\x85" * 500_000),
     "itself": pickle.dumps(holding_itself()),
     "a number of 5000 digits": pickle.dumps({"a.jpg": 10**5000}),
+    "empty lists": b"\x80\x04}\x8c\x01a](" + b"]" * 3_000_000 + b"es.",
+    "empty tuples": b"\x80\x04}\x8c\x01a](" + b"N\x85" * 400_000 + b"es.",
+    "nothing, often": b"\x80\x04" + b"N0" * 1_500_000 + b"}.",
+    "a long list, copied often": b"\x80\x04}\x8c\x01ac__builtin__\nlist\n]("
+    + b"N" * 99_999
+    + b"eq\x00"
+    + b"\x85R" * 90_000
+    + b"s.",
+    "numbers that collide": pickle.dumps({k * (2**61 - 1): "A dog" for k in range(1, 30)}),
+    "what a class has": b"\x80\x02}\x8c\x01accollections\nOrderedDict\n)R}\x8c\x05itemsNsbs.",
     "a place far away": b"\x80\x04}r\xff\xff\xff\x7f.",
 }
 
@@ -133,6 +143,30 @@ def test_hostile_pickles_end_in_one_line(tmp_path, kind):
         with pytest.raises(UserError) as error:
             reader(path)
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}(X\x05\x00\x00\x00a.jpgU\x01xX\x05\x00\x00\x00a.jpgU\x01yu.",
+        b"\x80\x02}X\x05\x00\x00\x00a.jpgU\x01xsX\x05\x00\x00\x00a.jpgU\x01ys.",
+        b"(Va.jpg\nVx\nVa.jpg\nVy\nd.",
+        b"ccollections\nOrderedDict\n(((Va.jpg\nVx\nl(Va.jpg\nVy\nlltR.",
+    ],
+    ids=["SETITEMS", "SETITEM", "DICT", "OrderedDict"],
+)
+def test_a_key_that_stands_twice_in_a_pickle(tmp_path, content):
+    assert pickle.loads(content) == {"a.jpg": "y"}
+    (tmp_path / "x.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.pkl is not a pickle of plain .* \(a dict has the key 'a.jpg' twice\)"):
+        read_coco(tmp_path / "x.pkl")
+
+
+def test_a_pickle_of_the_size_of_coco(tmp_path):
+    """123,000 images, as all of COCO 2014 has."""
+    captions = {f"COCO_train2014_{number:012}.jpg": ["A dog on a beach"] for number in range(123_000)}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(captions))
+    assert read_pickle(tmp_path / "x.pkl") == captions
 
 
 def test_parts_that_pickles_share_as_a_rule(tmp_path):
