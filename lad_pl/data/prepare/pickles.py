@@ -29,6 +29,7 @@ _REFUSED = (
     *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.LONG4),
 )
 """Opcodes of objects and of numbers of thousands of digits."""
+_LIBRARY: Any = pickle  # whose types do not tell of all that its unpickler in Python is made of
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 _DEPTH = 100
 _STEPS = 2_800_000
@@ -57,7 +58,7 @@ class _PlainUnpickler(pickle._Unpickler):
         self.steps = min(_STEPS, 1_000_000 + len(content) // 4)
         self.containers_left = min(_MADE, 100_000 + len(content) // 16)
         # As the library's `load` begins, whose loop has no end but the file's.
-        self._unframer = pickle._Unframer(file.read, file.readline)
+        self._unframer = _LIBRARY._Unframer(file.read, file.readline)
         self.read, self.readinto = self._unframer.read, self._unframer.readinto
         self.readline = self._unframer.readline
         self.metastack: list[list[Any]] = []
@@ -69,8 +70,11 @@ class _PlainUnpickler(pickle._Unpickler):
         dispatch, read = self.dispatch, self.read
         try:
             for _ in range(self.steps):
-                dispatch[ord(read(1))](self)
-        except pickle._Stop as stop:
+                opcode = read(1)
+                if not opcode:
+                    raise EOFError("it is cut off")
+                dispatch[opcode[0]](self)
+        except _LIBRARY._Stop as stop:
             return stop.value
         raise _too_much()
 

@@ -145,8 +145,8 @@ def csv_fault(path: str | Path, begun: int, line: int, error: csv.Error) -> str:
     if "field limit" in str(error):
         most = f"{csv.field_size_limit():,}"
         return (
-            f"{path}, {where}: a cell has more than {most} characters. {unclosed} Otherwise shorten the cell, or save the "
-            "table as JSONL."
+            f"{path}, {where}: a cell has more than {most} characters. {unclosed} Otherwise shorten the cell, or save "
+            "the table as JSONL."
         )
     hint = f" {unclosed}" if "unexpected end" in str(error) else ""
     return f"{path}, {where}: not valid CSV: {error}.{hint}"
@@ -168,8 +168,8 @@ def _read_parquet(path: Path) -> Rows:
         columns = file.schema_arrow.names
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is no complete Parquet file: {first_line(error)}; fetch it again.") from error
-    except OSError as error:
-        if error.errno is not None:
+    except (pa.ArrowException, OSError, ValueError) as error:  # such as names of columns that are no text
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(_damaged(path, error)) from error
     _check_columns(columns, path)

@@ -121,6 +121,7 @@ HOSTILE = {
     "deep tuples as a key": KEY % (b")" + b"\x85" * 500_000),
     "itself": pickle.dumps(holding_itself()),
     "a number of 5000 digits": pickle.dumps({"a.jpg": 10**5000}),
+    "cut off": pickle.dumps({"a.jpg": "A dog"}, 2)[:-3],
     "empty lists": b"\x80\x04}\x8c\x01a](" + b"]" * 3_000_000 + b"es.",
     "empty tuples": b"\x80\x04}\x8c\x01a](" + b"N\x85" * 400_000 + b"es.",
     "nothing, often": b"\x80\x04" + b"N0" * 1_500_000 + b"}.",
