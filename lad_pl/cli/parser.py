@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +24,7 @@ PATHS = (
     *("pretrained", "output", "out"),
 )
 """Options of the commands without a model that are paths; beside all that are declared as Path."""
+_NO_PATHS = ("", "null")
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: |Option ')([-\w.+]+)")
 _ODD = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, SyntaxError),
@@ -157,8 +159,31 @@ class Parser(StrictParser):
     def parse_args(  # type: ignore[override]
         self, args: Any = None, *positional: Any, **options: Any
     ) -> Namespace:
-        """Parse a command line; ``~`` and variables in paths are replaced."""
-        return with_paths(super().parse_args(args, *positional, **options), PATHS)
+        """Parse a command line; ``~`` and variables in paths are replaced.
+
+        Raises:
+            UserError: a path is empty, or ``null`` where the option has no such value; or as StrictParser.
+        """
+        typed = sys.argv[1:] if args is None else list(args)
+        for before, argument in zip(["", *typed], typed, strict=False):
+            name, equals, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+            option = name.lstrip("-") if name.startswith("--") else ""  # as a Path, the empty one would be "."
+            if equals and not value.strip() and option in ("", *PATHS):
+                raise UserError(f"{f'--{option}' if option else 'A path or name'} is empty; give one, or leave it out.")
+        parsed = super().parse_args(args, *positional, **options)
+        _check_paths(parsed)
+        return with_paths(parsed, PATHS)
+
+
+def _check_paths(options: Namespace) -> None:
+    """Of a configuration file, too: an empty path would be the current folder, ``null`` a folder of this name."""
+    for name, value in vars(options).items():
+        if isinstance(value, Namespace):
+            _check_paths(value)
+        for path in value if isinstance(value, list) else [value]:
+            if (isinstance(path, Path) or (isinstance(path, str) and name in PATHS)) and str(path).strip() in _NO_PATHS:
+                what = "null, and has no such value" if str(path).strip() else "empty"
+                raise UserError(f"--{name} is {what}; give a path, or leave it out.")
 
 
 def with_paths(value: Any, names: Collection[str], within: str = "") -> Any:

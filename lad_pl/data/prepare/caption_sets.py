@@ -46,6 +46,9 @@ def coco(
         output: folder for the annotation files, and for the embeddings unless they have their own.
         **options: those of :func:`build_sets`.
     """
+    _check_there(captions, "the captions", "--captions")
+    if instances is not None:
+        _check_there(instances, "the instances (categories)", "--instances", ", or --instances null to do without")
     build_sets(read_coco(captions, instances), images, output, **options)
 
 
@@ -66,6 +69,7 @@ def flickr8k(
         output: folder for the annotation files, and for the embeddings unless they have their own.
         **options: those of :func:`build_sets`.
     """
+    _check_there(captions, "the captions", "--captions")
     build_sets(read_flickr(captions), images, output, **options)
 
 
@@ -83,6 +87,7 @@ def flickr30k(
         output: folder for the annotation files, and for the embeddings unless they have their own.
         **options: those of :func:`build_sets`.
     """
+    _check_there(captions, "the captions", "--captions")
     build_sets(read_flickr(captions), images, output, **options)
 
 
@@ -344,6 +349,11 @@ def _annotations(
 # ----------------------------------------------------------------------------------------------- usable images
 
 
+def _check_there(path: str, what: str, option: str, otherwise: str = "") -> None:
+    if not Path(path).exists():
+        raise UserError(f"Cannot read {path}: no such file; name the file of {what} with {option}{otherwise}.")
+
+
 def usable_images(source: CaptionedImages, folder: Path, missing_images: MissingImages) -> list[str]:
     """Sorted names of the images that have a caption, a file and, where categories are known, a category.
 
@@ -352,6 +362,10 @@ def usable_images(source: CaptionedImages, folder: Path, missing_images: Missing
     Raises:
         UserError: images lack a caption or a file and are not to be dropped, or none is left.
     """
+    for reason, rows in source.unusable.items():
+        _leave_out(rows, f"that are no pictures to be used ({reason})", missing_images)
+    if source.unusable and not source.captions:
+        raise UserError("No image is left; complete the data.")
     if not folder.is_dir():
         raise UserError(f"The image folder {folder} does not exist; name it with --images.")
     outside = next(filter(leads_outside, source.captions), None)

@@ -7,15 +7,16 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from lad_pl.data.prepare.pickles import read_pickle
 from lad_pl.data.prepare.pictures import is_empty, picture_format, write_picture
-from lad_pl.data.prepare.table_reader import read_rows
+from lad_pl.data.prepare.questions import ImageFolder, SkipItem
+from lad_pl.data.prepare.table_reader import csv_fault, picture_folders, read_rows
 from lad_pl.errors import UserError
 from lad_pl.files import brief, is_writable, read_json, read_text, split_lines
 
@@ -45,6 +46,8 @@ class CaptionedImages:
     """Images that the source lists without a caption."""
     without_pictures: tuple[str, ...] = ()
     """Rows of a table whose picture is empty."""
+    unusable: dict[str, list[str]] = field(default_factory=dict)
+    """Rows of a table whose picture is a file that cannot be taken, by the reason."""
 
     @property
     def num_captions(self) -> int:
@@ -201,13 +204,15 @@ def read_flickr(path: str | Path) -> CaptionedImages:
 def _csv_rows(text: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """Rows with the lines at which they end; a quoted cell may have several lines."""
     reader = csv.reader(io.StringIO(text, newline=""))
+    begun = 1
     try:
         for row in reader:
             if any(map(_SWALLOWED.search, row)):
                 raise UserError(f"{path}: a quotation mark before line {reader.line_num} is not closed; fix the line.")
             yield reader.line_num, row
+            begun = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}.") from error
+        raise UserError(csv_fault(path, begun, reader.line_num, error)) from error
 
 
 def _columns(rows: Iterable[tuple[int, list[str]]], count: int, path: str | Path) -> Iterator[tuple[str, str]]:
@@ -263,10 +268,11 @@ def read_dataset(
 
     The caption column holds a text or a list of texts. The image column holds file names relative to ``images``; or,
     where ``images`` is None, the pictures themselves, which are then written to the folder ``written``, unless they
-    are there already. Rows with the same image are merged.
+    are there already. Of pictures that are files, those are taken that lie in the table's own folder (of a data set:
+    or where its downloads are kept) and can be decoded. Rows with the same image are merged.
 
     Raises:
-        UserError: the data set cannot be loaded, lacks a column, or two pictures have one name.
+        UserError: the data set cannot be loaded, lacks a column, two pictures have one name, or none can be used.
     """
     rows = read_rows(dataset, split, subset)
     rows.require(image_column, "the images: --image_column")
@@ -274,6 +280,8 @@ def read_dataset(
     pairs: list[tuple[str, str]] = []
     listed: list[str] = []
     empty: list[str] = []
+    unusable: dict[str, list[str]] = {}
+    folders = [ImageFolder(folder) for folder in picture_folders(dataset)]
     digests: dict[str, str] = {}
     for label, row in rows:
         where = f"{dataset}, {label}"
@@ -282,33 +290,56 @@ def read_dataset(
             empty.append(label)
             continue
         if images is None:
-            name = _write_picture(image, written, digests, f"{where}: column '{image_column}'")
+            try:
+                name = _write_picture(image, written, folders, digests, f"{where}: column '{image_column}'")
+            except SkipItem as reason:
+                unusable.setdefault(str(reason), []).append(label)
+                continue
         else:
             name = _text(image, f"{where}: the image, a file name in {images},")
         listed.append(name)
         # None counts as an empty caption: the image is reported as one without.
         for text in texts if isinstance(texts, list) else [texts or ""]:
             pairs.append((name, _text(text, f"{where}: column '{caption_column}'")))
-    return replace(CaptionedImages.gather(pairs, listed), without_pictures=tuple(empty))
+    return replace(CaptionedImages.gather(pairs, listed), without_pictures=tuple(empty), unusable=unusable)
 
 
-def _write_picture(picture: Any, folder: Path, digests: dict[str, str], where: str) -> str:
-    """Write an encoded picture; one without a name is named by its content, so that copies are one image."""
+def _write_picture(
+    picture: Any, folder: Path, given: Sequence[ImageFolder], digests: dict[str, str], where: str
+) -> str:
+    """Write an encoded picture; one without a name is named by its content, so that copies are one image.
+
+    Raises:
+        SkipItem: it is a file outside the given folders, missing, or no picture.
+        UserError: it is something else, or another one has its name.
+    """
     if isinstance(picture, bytes):
         picture = {"bytes": picture}
     if not isinstance(picture, dict):
         raise UserError(f"{where} holds no picture but {brief(picture)}; name the folder of the images: --images.")
-    try:
-        content = picture.get("bytes") or Path(picture.get("path") or "").read_bytes()
-    except OSError as error:
-        raise UserError(f"{where}: the picture {picture.get('path')} cannot be read: {error.strerror}.") from error
+    content, path = picture.get("bytes"), picture.get("path") or ""
+    if not isinstance(path, str) or not isinstance(content, bytes | None):
+        raise UserError(f"{where} holds no picture but {brief(picture)}; its bytes or path are of another kind.")
+    if content is None:
+        content = _read_picture(path, given)
     digest = hashlib.sha256(content).hexdigest()
-    name = Path(picture.get("path") or "").name.replace("..", "")
+    name = Path(path).name.replace("..", "")
     name = name or digest[:16] + _SUFFIXES.get(picture_format(content) or "", "")  # what cannot be read is found later
     if digests.setdefault(name, digest) != digest:
         raise UserError(f"{where}: two different pictures have the name {name}.")
     write_picture(content, folder / name)
     return name
+
+
+def _read_picture(path: str, folders: Sequence[ImageFolder]) -> bytes:
+    """The file that a table names, relative to the first of some folders or within any."""
+    reasons: list[SkipItem] = []
+    for folder in folders:
+        try:
+            return (folder.path / folder.find(path)).read_bytes()
+        except SkipItem as reason:
+            reasons.append(reason)
+    raise next((reason for reason in reasons if "outside" not in str(reason)), reasons[0])
 
 
 # ----------------------------------------------------------------------------------------------------- checks

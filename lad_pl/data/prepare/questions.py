@@ -165,9 +165,10 @@ class ImageFolder:
         names = [os.path.relpath(os.path.normpath(self.path / path), self.path) for path in candidates]
         if any(name == ".." or name.startswith(f"..{os.sep}") for name in names):
             raise SkipItem(f"an image outside the image folder {self.path}")
-        found = [name for name in names if (self.path / name).is_file()]
+        found = [name for name in names if os.path.isfile(self.path / name)]  # False, too, of names that none can have
         if not found:
-            raise SkipItem(f"an image file is missing in {self.path}")
+            there = any(os.path.exists(self.path / name) for name in names)  # a folder, or a pipe, which would wait
+            raise SkipItem(f"an image {'that is no regular file' if there else 'file is missing'} in {self.path}")
         name = Path(found[0]).as_posix()
         if name not in self._checked:
             from lad_pl.data.images import open_image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import rich.progress
 from rich.markup import escape
 
-from lad_pl.errors import UserError, printable
+from lad_pl.errors import UserError, first_line, printable
 from lad_pl.files import parse_json, read_json, read_text, split_lines
 
 
@@ -74,6 +75,21 @@ def read_rows(source: str, split: str | None = None, subset: str | None = None) 
     return rows
 
 
+def picture_folders(source: str) -> list[Path]:
+    """The folders in which pictures may lie that a table names: its own and, of a data set, that of its downloads.
+
+    The table is a stranger's: what it names elsewhere are the user's own files.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path.parent]
+    from datasets.config import DOWNLOADED_DATASETS_PATH, EXTRACTED_DATASETS_PATH
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    own = [path, path.resolve()] if path.is_dir() else []
+    return [*own, *map(Path, (HF_HUB_CACHE, DOWNLOADED_DATASETS_PATH, EXTRACTED_DATASETS_PATH))]
+
+
 def _read_jsonl(path: Path) -> Rows:
     entries: list[dict[str, Any]] = []
     for number, line in enumerate(split_lines(read_text(path)), start=1):
@@ -98,15 +114,49 @@ def _read_json(path: Path) -> Rows:
 
 def _read_csv(path: Path) -> Rows:
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
+    lines = reader.reader  # its line number is right where a row cannot be read; that of `reader` is the row's before
     entries = []
+    begun = 1
     try:
+        columns = list(reader.fieldnames or [])
+        _check_columns(columns, path)
+        begun = lines.line_num + 1
         for entry in reader:
             if None in entry or None in entry.values():
-                raise UserError(f"{path}, line {reader.line_num} has not as many cells as the first line.")
+                raise UserError(f"{path}, line {lines.line_num} has not as many cells as the first line.")
             entries.append(entry)
+            begun = lines.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}.") from error
-    return Rows(str(path), list(reader.fieldnames or []), len(entries), entries)
+        raise UserError(csv_fault(path, begun, lines.line_num, error)) from error
+    return Rows(str(path), columns, len(entries), entries)
+
+
+def csv_fault(path: str | Path, begun: int, line: int, error: csv.Error) -> str:
+    """What is wrong with a CSV file, and what to do.
+
+    Args:
+        path: the file.
+        begun: the line at which the row begins that cannot be read.
+        line: where the reader stopped.
+        error: that it raised.
+    """
+    where = f"line {line}" if begun >= line else f"lines {begun} to {line}"
+    unclosed = "Is a quotation mark not closed?"
+    if "field limit" in str(error):
+        most = f"{csv.field_size_limit():,}"
+        return (
+            f"{path}, {where}: a cell has more than {most} characters. {unclosed} Otherwise shorten the cell, or save "
+            "the table as JSONL."
+        )
+    hint = f" {unclosed}" if "unexpected end" in str(error) else ""
+    return f"{path}, {where}: not valid CSV: {error}.{hint}"
+
+
+def _check_columns(columns: list[str], path: str | Path) -> None:
+    """Refuse names that two columns have; columns without any name, as spreadsheets write them, cannot be meant."""
+    repeated = next((name for name, count in Counter(columns).items() if name and count > 1), None)
+    if repeated is not None:
+        raise UserError(f"{path} has two columns named '{repeated}'; rename or delete one.")
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -114,12 +164,35 @@ def _read_parquet(path: Path) -> Rows:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        columns = file.schema_arrow.names
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is no complete Parquet file: {error}") from error
+        raise UserError(f"{path} is no complete Parquet file: {first_line(error)}; fetch it again.") from error
+    except (pa.ArrowException, OSError, ValueError) as error:  # such as names of columns that are no text
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(_damaged(path, error)) from error
+    _check_columns(columns, path)
     # A few rows at a time, as they may contain images.
-    rows = (row for batch in file.iter_batches(batch_size=16) for row in batch.to_pylist())
-    return Rows(str(path), file.schema_arrow.names, file.metadata.num_rows, rows)
+    rows = _batch_rows(file.iter_batches(batch_size=16), path)
+    return Rows(str(path), columns, file.metadata.num_rows, rows)
+
+
+def _batch_rows(batches: Iterable[Any], source: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of Arrow's batches; of damaged pages Arrow raises errors of many kinds, none of which names the file."""
+    import pyarrow as pa
+
+    try:
+        for batch in batches:
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(_damaged(source, error)) from error
+
+
+def _damaged(source: str | Path, error: Exception) -> str:
+    if isinstance(error, NotImplementedError):
+        return f"{source} cannot be read: {first_line(error)}; save it anew, with another compression."
+    return f"{source} is damaged ({first_line(error)}); fetch it again."
 
 
 def _read_data_set(source: str, split: str | None, subset: str | None) -> Rows:
@@ -145,7 +218,7 @@ def _read_data_set(source: str, split: str | None, subset: str | None) -> Rows:
             raise UserError(f"{source} has {found}; choose with --split: {', '.join(loaded)}.")
         loaded = loaded[split or next(iter(loaded))]
     batches = loaded.with_format("arrow").iter(batch_size=16)
-    rows = (row for batch in batches for row in batch.to_pylist())
+    rows = _batch_rows(batches, source)
     return Rows(source, loaded.column_names, len(loaded), rows)
 
 

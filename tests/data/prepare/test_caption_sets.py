@@ -253,7 +253,8 @@ def test_what_is_nearly_identical_is_said(data, clip, capsys) -> None:
         ({"pool_size": 3, "num_samples": 2}, "3 images, too few for samples of N = 6"),
         ({"images": "nowhere"}, "image folder nowhere does not exist"),
         ({"max_text_similarity": -1.0}, r"12 of 12 anchors have too few .* has 0 of 3, as 13 of the other 39 images"),
-        ({"captions": "nowhere.json"}, "Cannot read nowhere.json"),
+        ({"captions": "nowhere.json"}, "Cannot read nowhere.json: no such file; .* with --captions"),
+        ({"instances": "nowhere.json"}, "Cannot read nowhere.json: no such .* with --instances, or --instances null"),
     ],
 )
 def test_what_cannot_be_done(data, clip, options, message):

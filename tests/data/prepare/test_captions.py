@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from collections import defaultdict
 from pathlib import Path
@@ -120,6 +121,17 @@ HOSTILE = {
     "deep tuples as a key": KEY % (b")" + b"\x85" * 500_000),
     "itself": pickle.dumps(holding_itself()),
     "a number of 5000 digits": pickle.dumps({"a.jpg": 10**5000}),
+    "cut off": pickle.dumps({"a.jpg": "A dog"}, 2)[:-3],
+    "empty lists": b"\x80\x04}\x8c\x01a](" + b"]" * 3_000_000 + b"es.",
+    "empty tuples": b"\x80\x04}\x8c\x01a](" + b"N\x85" * 400_000 + b"es.",
+    "nothing, often": b"\x80\x04" + b"N0" * 1_500_000 + b"}.",
+    "a long list, copied often": b"\x80\x04}\x8c\x01ac__builtin__\nlist\n]("
+    + b"N" * 99_999
+    + b"eq\x00"
+    + b"\x85R" * 90_000
+    + b"s.",
+    "numbers that collide": pickle.dumps({k * (2**61 - 1): "A dog" for k in range(1, 30)}),
+    "what a class has": b"\x80\x02}\x8c\x01accollections\nOrderedDict\n)R}\x8c\x05itemsNsbs.",
     "a place far away": b"\x80\x04}r\xff\xff\xff\x7f.",
 }
 
@@ -133,6 +145,30 @@ def test_hostile_pickles_end_in_one_line(tmp_path, kind):
         with pytest.raises(UserError) as error:
             reader(path)
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}(X\x05\x00\x00\x00a.jpgU\x01xX\x05\x00\x00\x00a.jpgU\x01yu.",
+        b"\x80\x02}X\x05\x00\x00\x00a.jpgU\x01xsX\x05\x00\x00\x00a.jpgU\x01ys.",
+        b"(Va.jpg\nVx\nVa.jpg\nVy\nd.",
+        b"ccollections\nOrderedDict\n(((Va.jpg\nVx\nl(Va.jpg\nVy\nlltR.",
+    ],
+    ids=["SETITEMS", "SETITEM", "DICT", "OrderedDict"],
+)
+def test_a_key_that_stands_twice_in_a_pickle(tmp_path, content):
+    assert pickle.loads(content) == {"a.jpg": "y"}
+    (tmp_path / "x.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.pkl is not a pickle of plain .* \(a dict has the key 'a.jpg' twice\)"):
+        read_coco(tmp_path / "x.pkl")
+
+
+def test_a_pickle_of_the_size_of_coco(tmp_path):
+    """123,000 images, as all of COCO 2014 has."""
+    captions = {f"COCO_train2014_{number:012}.jpg": ["A dog on a beach"] for number in range(123_000)}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(captions))
+    assert read_pickle(tmp_path / "x.pkl") == captions
 
 
 def test_parts_that_pickles_share_as_a_rule(tmp_path):
@@ -298,14 +334,51 @@ def test_data_sets_that_cannot_be_used(tmp_path):
     names = parquet(tmp_path / "names.parquet", ["a.png"], ["x"])
     with pytest.raises(UserError, match=r"row 1: column 'image' holds no picture but 'a.png'; name the folder"):
         read(names, tmp_path)
-    gone = parquet(tmp_path / "gone.parquet", [{"bytes": None, "path": "/nowhere/a.png"}], ["x"])
-    with pytest.raises(UserError, match=r"/nowhere/a.png cannot be read: No such file"):
-        read(gone, tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "caption": "x"}\n{"image": "b.p')
     with pytest.raises(UserError, match="line 2 is not valid JSON"):
         read(tmp_path / "rows.jsonl", tmp_path, tmp_path)
     with pytest.raises(UserError, match="must be a text, not '3'"):
         read(parquet(tmp_path / "numbers.parquet", ["a.png"], [3]), tmp_path, tmp_path)
+
+
+def test_pictures_that_a_table_names_are_taken_from_its_own_folder(tmp_path, capsys):
+    """A stranger's table may name any file: none outside is copied, none that is no picture, and a pipe is not read."""
+    own = tmp_path / "own"
+    write_noise_images(own, 2)
+    (outside,) = write_noise_images(tmp_path / "private", 1, sizes=((30, 20),))
+    (own / "notes.txt").write_text("my notes")
+    (own / "cut.png").write_bytes((own / "noise_000.png").read_bytes()[:-200])
+    os.mkfifo(own / "pipe.png")
+    names = ["noise_000.png", str(own / "noise_001.png"), str(outside), "../private/noise_000.png", "/etc/passwd"]
+    names += ["notes.txt", "cut.png", "pipe.png", "gone.png", "x" * 5000, "nul\0.png"]
+    pictures = [{"bytes": None, "path": name} for name in names]
+    source = read(parquet(own / "x.parquet", pictures, [*map(str, range(len(names)))]), tmp_path)
+    assert source.captions == {"noise_000.png": ["0"], "noise_001.png": ["1"]}
+    assert sorted(path.name for path in (tmp_path / "written").iterdir()) == ["noise_000.png", "noise_001.png"]
+    assert source.unusable == {
+        f"an image outside the image folder {own}": ["row 3", "row 4", "row 5"],
+        "an image file cannot be read": ["row 6", "row 7"],
+        f"an image that is no regular file in {own}": ["row 8"],
+        f"an image file is missing in {own}": ["row 9", "row 10", "row 11"],
+    }
+    with pytest.raises(UserError, match=r"^3 images .*outside the image folder .*first is row 3; .*--missing_images"):
+        usable_images(source, tmp_path / "written", "error")
+    assert usable_images(source, tmp_path / "written", "drop") == ["noise_000.png", "noise_001.png"]
+    assert "Left out: 2 images that are no pictures to be used (an image file cannot" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no picture but"):
+        read(parquet(own / "y.parquet", [{"bytes": "text", "path": None}], ["x"]), tmp_path)
+
+
+def test_a_data_set_that_names_pictures_outside_its_folder(tmp_path):
+    (outside,) = write_noise_images(tmp_path / "private", 1)
+    (tmp_path / "set").mkdir()
+    for path in (outside, Path("/etc/passwd")):
+        parquet(tmp_path / "set" / "train.parquet", [{"bytes": None, "path": str(path)}], ["x"])
+        source = read(tmp_path / "set", tmp_path)
+        assert not source.captions and list(source.unusable.values()) == [["row 1"]]
+        with pytest.raises(UserError, match="outside the image folder"):
+            usable_images(source, tmp_path / "written", "error")
+    assert not (tmp_path / "written").exists()
 
 
 def test_an_embedded_picture_that_is_none_is_left_to_the_one_who_opens_it(tmp_path):
@@ -353,7 +426,7 @@ def test_a_caption_of_one_line_is_unchanged(tmp_path):
     ("content", "message"),
     [
         ('image,caption\na.jpg,"a dog\nb.jpg,a cat\nc.jpg,"x"\n', "a quotation mark before line . is not closed"),
-        ('image,caption\na.jpg,"' + "x" * 200_000 + '"\n', "line 2 is not valid CSV: field larger than"),
+        ('image,caption\na.jpg,"' + "x" * 200_000 + '"\n', "line 2: a cell has more than 131,072 char.*as JSONL"),
         ("a.jpg#0\ta dog\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("a.jpg#0\té\n".encode("latin-1"), "is not UTF-8 text"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -555,6 +556,47 @@ def test_bad_rows_are_counted(tmp_path: Path, photos: list[str], capsys: pytest.
         assert f"  {line}" in out, line
 
 
+def test_files_that_a_strangers_table_names(tmp_path: Path) -> None:
+    """All three commands take images from the image folder alone, and wait for no pipe."""
+    write_noise_images(tmp_path / "own", 2)
+    (outside,) = write_noise_images(tmp_path / "private", 1)
+    os.mkfifo(tmp_path / "own" / "pipe.png")
+    for name, reason in (
+        (str(outside), "outside"),
+        ("../private/noise_000.png", "outside"),
+        ("/etc/passwd", "outside"),
+        ("pipe.png", "no regular file"),
+        ("x" * 5000, "missing"),
+    ):
+        row = {"question": "?", "images": ["noise_000.png", name], "answer_index": 0}
+        with pytest.raises(UserError, match=f"1: an image .*{reason}"):
+            table(jsonl(tmp_path / "own/mine.jsonl", [row]), str(tmp_path / "out"))
+        (item,) = [mmiu_item("task", 0, 2, input_image_path=["noise_000.png", name])]
+        with pytest.raises(UserError, match=f"1: an image .*{reason}"):
+            mmiu(jsonl(tmp_path / "all.jsonl", [item]), str(tmp_path / "own"), str(tmp_path / "out"))
+        muir = muir_item("1", ["<image>", "<image>", NONE], "B")
+        muir["image_list"] = [{"bytes": None, "path": name}, {"bytes": None, "path": "noise_000.png"}]
+        pq.write_table(pa.Table.from_pylist([muir]), tmp_path / "muir.parquet")
+        with pytest.raises(UserError, match=r"1: an image .*(outside|missing)"):
+            muirbench(str(tmp_path / "muir.parquet"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_pages_name_the_file(tmp_path: Path) -> None:
+    """The footer is whole; what is wrong is found while the rows are read."""
+    path = tmp_path / "set.parquet"
+    rows = [{"text": f"caption {number}" * 20, "number": number} for number in range(2000)]
+    pq.write_table(pa.Table.from_pylist(rows), path, write_page_checksum=True)
+    whole = path.read_bytes()
+    for start, damage in ((4, b"\xff" * 64), (4, bytes(64)), (len(whole) // 2, b"\x55" * 64)):
+        path.write_bytes(whole[:start] + damage + whole[start + len(damage) :])
+        with pytest.raises(UserError, match=r"set.parquet is damaged \(.*\); fetch it again") as error:
+            list(read_rows(str(path)))
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+    assert len(list(read_rows(str(path)))) == 2000
+
+
 def test_embedded_and_paths_do_not_mix(tmp_path: Path, photos: list[str]) -> None:
     images = [{"bytes": encoded(0), "path": None}, {"bytes": None, "path": photos[0]}]
     pq.write_table(
@@ -577,7 +619,11 @@ def test_embedded_and_paths_do_not_mix(tmp_path: Path, photos: list[str]) -> Non
         ("a.json", '{"id": 1}\n{"id": 2}\n', "is not valid JSON: Extra data.*Name it .jsonl"),
         ("a.json", '{"id": 1}', "must hold a JSON list of objects"),
         ("a.csv", "id,images\n1,a.png\n2\n", "line 3 has not as many cells"),
-        ("a.csv", 'id,images\n1,"a.png\n', "is not valid CSV"),
+        ("a.csv", 'id,images\n1,"a.png\n', "line 2: not valid CSV: unexpected end.* a quotation mark"),
+        ("a.csv", 'id,images\n1,a.png\n2,b.png\n3,"b"x.png\n4,c.png\n', "line 4: not valid CSV: ',' expected"),
+        ("a.csv", 'id,images\n1,a.png\n2,"b.png\n3,c.png\n4,d.png\n', "lines 3 to 5: not valid CSV: unexpected end"),
+        ("a.csv", "id,images\n1,a.png\n2," + "x" * 140_000 + "\n", "line 3: a cell has more than 131,072 .*as JSONL"),
+        ("a.csv", "id,caption,images,caption\n1,x,a.png,y\n", "two columns named 'caption'; rename or delete one"),
         ("a.csv", "id,images\n", "has no rows"),
         ("a.parquet", "PAR1 and no more", "is no complete Parquet file"),
         ("a.xlsx", "x", "'.xlsx' is no table that can be read; give .jsonl"),
