@@ -163,9 +163,7 @@ class CLI(LightningCLI):
         """Group photos by the N that the calibration holds for; refuse processes that cannot be given the model."""
         config = self.config[self.config.subcommand]
         if str(config.trainer.strategy).endswith("_spawn"):
-            raise UserError(
-                f"trainer.strategy {config.trainer.strategy} cannot hand on the model; use ddp."
-            )
+            raise UserError(f"trainer.strategy {config.trainer.strategy} cannot hand on the model; use ddp.")
         if config.data.class_path == "lad_pl.data.PhotoData" and config.data.init_args.group_size is None:
             path = config.get("ckpt_path") or RunFolder(config.trainer.default_root_dir).calibration
             config.data.init_args.group_size = load_calibration(path)[0].num_candidates
