@@ -53,7 +53,7 @@ def stopped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("report RUN", "lad_pl.analysis.report.reported_run.read_run"),
         ("sweep RUN", "lad_pl.analysis.stored_run.StoredRun.__init__"),
         ("compare RUN", "lad_pl.analysis.stored_run.StoredRun.__init__"),
-        ("prepare coco", "lad_pl.data.prepare.caption_sets.read_coco"),
+        ("prepare coco --captions=RUN --instances=RUN", "lad_pl.data.prepare.caption_sets.read_coco"),
         ("download flickr8k --accept_licence=true --output=RUN", "lad_pl.data.prepare.download.fetch"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -29,6 +29,7 @@ def _run(arguments: list[str], stderr: Path) -> None:
     from lad_pl.__main__ import run
 
     os.setpgrp()
+    set_start_method("fork", force=True)  # of data workers, as where no fork server is the parent
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     with stderr.open("w") as file:
         os.dup2(file.fileno(), 2)
