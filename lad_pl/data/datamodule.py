@@ -102,6 +102,7 @@ class MultiImageData(pl.LightningDataModule):
         self._stage = ""
         self._settings: dict[str, Any] = {}
         self._digests: dict[str, str] = {}
+        self._contents: dict[str, str | None] = {}
 
     @property
     def results_folder(self) -> str:
@@ -117,7 +118,7 @@ class MultiImageData(pl.LightningDataModule):
             UserError: a file or a number does not fit; see :func:`lad_pl.data.read_annotations`.
         """
         self._check_numbers()
-        self._stage, self._calibrated, self.before_loaders = stage, set(), None
+        self._stage, self._calibrated, self.before_loaders, self._contents = stage, set(), None, {}
         self._choose_samples()
         tested = random_permutations(self.num_candidates, self.num_permutations, self.permutation_seed)
         self.orders = cyclic_shifts(self.num_candidates) if stage == "fit" else tested
@@ -175,11 +176,8 @@ class MultiImageData(pl.LightningDataModule):
         """Fingerprints of what a sample asks: caption and correct image, by the image's name and by its file."""
         if sample.target is None:
             return []
-        try:
-            content = file_digest(self.images / sample.images[sample.target])
-        except OSError:  # it is drawn, or missing, which is told elsewhere
-            return [question_key(sample)]
-        return [question_key(sample), question_key(sample, content)]
+        content = self._content_of(sample.images[sample.target])
+        return [question_key(sample), *([question_key(sample, content)] if content else [])]
 
     def asked(self) -> dict[str, list[str]]:
         """What the samples of the stage in progress ask, for a calibration's provenance: see :meth:`hold_back`."""
@@ -321,8 +319,17 @@ class MultiImageData(pl.LightningDataModule):
 
     def digest_of(self, name: str) -> str:
         """A digest of an image's file; of images that are no files, what :meth:`image_digest` says."""
-        path = self.images / name
-        return file_digest(path) if path.is_file() else self.image_digest()
+        return self._content_of(name) or self.image_digest()
+
+    def _content_of(self, name: str) -> str | None:
+        """A digest of an image's file, read once in a stage; None if it is drawn, or missing (told elsewhere)."""
+        if name not in self._contents:
+            path = self.images / name
+            try:
+                self._contents[name] = file_digest(path) if path.is_file() else None
+            except OSError:
+                self._contents[name] = None
+        return self._contents[name]
 
     def image_digest(self) -> str:
         """A short digest of the images of this stage: their names, sizes, and the ends of their files.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import sys
@@ -253,8 +252,7 @@ def _without_copies(found: dict[Path, str], left_out: LeftOut) -> list[str]:
     for path, name in found.items():
         size = path.stat().st_size
         if size > 0 and sizes[size] > 1:
-            with path.open("rb") as file:
-                kept = first.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), name)
+            kept = first.setdefault(file_digest(path), name)
             if kept != name:
                 left_out.add(_COPIES, Path(name), f"{Path(name).name} of {Path(kept).name}")
                 continue

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ class EvidenceStore:
     def _difference_of_parts(self) -> str | None:
         """The same for the first of the parts that differs."""
         try:
-            found = [self._difference(_settings(schema, part)) for part, schema in self._all_parts() if schema]
+            found = [self._difference(_settings(schema, part)) for part, schema in _all_parts(self.path) if schema]
         except UserError as error:
             return str(error).rstrip(".")
         return next(filter(None, found), None)
@@ -134,11 +133,6 @@ class EvidenceStore:
             return "other samples or images; this evidence of an earlier version cannot be told apart by sample"
         return found
 
-    def _all_parts(self) -> list[tuple[Path, pa.Schema | None]]:
-        """Every part of whatever settings, with its schema."""
-        parts = sorted(self.path.parent.glob(f"{self.path.name}.parts-*/*.arrows"))
-        return [(part, _stream_schema(part)) for part in parts]
-
     def _parts(self) -> list[Path]:
         """The parts of these settings."""
 
@@ -150,7 +144,7 @@ class EvidenceStore:
             except UserError:
                 return False
 
-        return [part for part, schema in self._all_parts() if is_ours(part, schema)]
+        return [part for part, schema in _all_parts(self.path) if is_ours(part, schema)]
 
     def _tables(self, columns: Sequence[str] | None = None, parts: Sequence[Path] | None = None) -> Iterator[pa.Table]:
         """All rows of these settings, those of the Parquet file first; its keys are added where they are missing.
@@ -169,7 +163,7 @@ class EvidenceStore:
         if self._keys is None or "key" not in table.column_names:
             of_index = {} if self._keys is None else dict(enumerate(self._keys))
             keys = [of_index.get(index, str(index)) for index in table["group"].to_pylist()]
-            table = table.drop_columns([name for name in ("key",) if name in table.column_names])
+            table = table.drop_columns(["key"]) if "key" in table.column_names else table
             table = table.add_column(min(1, table.num_columns), "key", pa.array(keys, pa.string()))
         return table if columns is None else table.select(columns)
 
@@ -334,7 +328,7 @@ class EvidenceStore:
     def _remove_others(self) -> None:
         """Remove parts of other settings if they may be replaced and nobody writes to them, and empty folders."""
         ours = set(self._parts())
-        for part, _ in self._all_parts() if self._overwrite else ():
+        for part, _ in _all_parts(self.path) if self._overwrite else ():
             if part not in ours and (abandoned(part) or part.name == _ABSENT):
                 part.unlink(missing_ok=True)
         for folder in self.path.parent.glob(f"{self.path.name}.parts-*"):
@@ -376,12 +370,13 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def recorded_settings(path: str | Path) -> Iterator[dict[str, Any]]:
     """The settings of a store's finished file and of each of its parts, as far as they can be read."""
     path = Path(path)
-    for file in (path, *sorted(path.parent.glob(f"{path.name}.parts-*/*.arrows"))):
+    with suppress(UserError):
+        if path.exists():
+            yield read_settings(path)
+    for part, schema in _all_parts(path):
         with suppress(UserError):
-            if file == path and path.exists():
-                yield read_settings(path)
-            elif file != path and (schema := _stream_schema(file)):
-                yield _settings(schema, file)
+            if schema is not None:
+                yield _settings(schema, part)
 
 
 def read_prompts(path: str | Path, heads: bool = True) -> EvidenceRecords:
@@ -406,15 +401,14 @@ def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[EvidenceRec
     names = _open(path).schema_arrow.names
     rest: pa.Table | None = None
     groups = _row_groups(path, [name for name in names if heads or not name.endswith(HEADS)])
-    for following in chain(groups, [None]):
-        if following is None:
-            table, whole = rest, 0 if rest is None else len(rest)
-        else:
-            table = following if rest is None else pa.concat_tables([rest, following])
-            whole = _start_of_last_sample(table)
-        if table is not None and whole:
+    for group in groups:
+        table = group if rest is None else pa.concat_tables([rest, group])
+        whole = _start_of_last_sample(table)
+        rest = table.slice(whole)
+        if whole:
             yield _checked(table.slice(0, whole), path)
-        rest = None if table is None else table.slice(whole)
+    if rest is not None and len(rest):
+        yield _checked(rest, path)
 
 
 def _row_groups(path: str | Path, columns: list[str]) -> Iterator[pa.Table]:
@@ -525,6 +519,12 @@ def _settings(schema: pa.Schema, path: str | Path) -> dict[str, Any]:
 
 def _header(schema: pa.Schema) -> dict[str, Any]:
     return json.loads((schema.metadata or {})[HEADER])
+
+
+def _all_parts(path: Path) -> list[tuple[Path, pa.Schema | None]]:
+    """Every part of a store, of whatever settings, with its schema."""
+    parts = sorted(path.parent.glob(f"{path.name}.parts-*/*.arrows"))
+    return [(part, _stream_schema(part)) for part in parts]
 
 
 def _stream_schema(part: Path) -> pa.Schema | None:

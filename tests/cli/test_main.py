@@ -137,7 +137,7 @@ def test_a_timer_is_a_callback_like_others(options: list[str]) -> None:
     [
         (OSError(errno.ENOSPC, "No space left", "/data/run/x"), "/data/run/x: No space left; make room there"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/data/x"), "/data/x: Disk quota exceeded; make room there"),
-        (PermissionError(errno.EACCES, "Permission denied", b"/root/x"), "/root/x: Permission denied; choose another"),
+        (PermissionError(errno.EACCES, "Permission denied", b"there/x"), "there/x: Permission denied; choose another"),
         (OSError(errno.EROFS, "Read-only file system", "/cd/x"), "/cd/x: Read-only file system; choose a place"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/f/x"), "/f/x: Not a directory; a part of this path"),
         (OSError(errno.EMFILE, "Too many open files", "/x"), "/x: Too many open files; raise the limit"),

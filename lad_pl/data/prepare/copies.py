@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lad_pl.data.images import ends_digest, open_image
+from lad_pl.data.images import ends_digest, file_digest, open_image
 from lad_pl.errors import UserError
 
 _SAME = 1e-4
@@ -32,7 +32,7 @@ def originals(names: Sequence[str], folder: Path, embeddings: Tensor | None = No
     """
     paths = [folder / name for name in names]
     groups: Iterable[list[int]] = [list(range(len(paths)))]
-    steps: tuple[Callable[[Path], Hashable], ...] = (_size, ends_digest, _content)
+    steps: tuple[Callable[[Path], Hashable], ...] = (_size, ends_digest, file_digest)
     for fingerprint in steps:  # from cheap to certain
         groups = [same for group in groups for same in _alike(group, paths, fingerprint)]
     first = list(range(len(paths)))
@@ -55,11 +55,6 @@ def _alike(group: Sequence[int], paths: Sequence[Path], fingerprint: Callable[[P
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size or None  # empty files are broken, not alike
-
-
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pixels(path: Path) -> str | None:

@@ -286,9 +286,7 @@ def test_unpacking_shows_everything_or_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "photos.zip"]
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.txt", "/tmp/evil.txt", "photos/../../evil.txt", "..\\evil.txt", "C:evil.txt"]
-)
+@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "photos/../../evil.txt", "..\\evil.txt", "C:evil.txt"])
 def test_members_that_would_leave_the_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
