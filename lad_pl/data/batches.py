@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from torch.utils.data import Dataset, DistributedSampler
@@ -138,3 +140,18 @@ class EncodeUnlessEmpty:
     def __call__(self, items: list[PermutedSample]) -> Any:
         """Encode one batch."""
         return self.encode(items) if items else []
+
+
+def quiet_when_stopped(worker: int) -> None:
+    """Keep a data worker from printing that the main process, once it is stopped, no longer takes its batches.
+
+    The thread that hands tensors over reports it as an uncaught exception; the main process says itself that it was
+    stopped.
+    """
+    report = sys.excepthook
+
+    def report_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            report(kind, error, trace)
+
+    sys.excepthook = report_others

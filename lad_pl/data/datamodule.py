@@ -14,7 +14,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from lad_pl.data.annotations import digest, question_key, read_annotations, sample_key
-from lad_pl.data.batches import EncodeUnlessEmpty, LoaderSpec, LoadImage, ReplicaSampler, SampleBatches, plan_batches
+from lad_pl.data.batches import (
+    EncodeUnlessEmpty,
+    LoaderSpec,
+    LoadImage,
+    ReplicaSampler,
+    SampleBatches,
+    plan_batches,
+    quiet_when_stopped,
+)
 from lad_pl.data.image_names import check_distinct, check_inside, fitting_folder
 from lad_pl.data.images import ends_digest, file_digest, load_photo, raise_broken, size_of
 from lad_pl.data.permutations import Permutation, cyclic_shifts, random_permutations
@@ -378,6 +386,7 @@ class MultiImageData(pl.LightningDataModule):
             sampler=ReplicaSampler(dataset, *spec.replica),
             num_workers=self.num_workers,
             collate_fn=EncodeUnlessEmpty(spec.encode),
+            worker_init_fn=quiet_when_stopped,
             pin_memory=False,
         )
 

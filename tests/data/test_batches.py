@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import socket
+import sys
+import time
+from multiprocessing.resource_sharer import DupFd
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lad_pl.data.batches import plan_batches
+from lad_pl.data.batches import plan_batches, quiet_when_stopped
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -29,3 +36,34 @@ def test_a_sample_beyond_the_budget_travels_alone() -> None:
 
 def test_samples_of_one_length_keep_their_order() -> None:
     assert plan_batches([0] * 5, 4, 2, 1) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_a_worker_says_nothing_when_a_batch_is_not_taken(error: type[Exception] | None, tmp_path: Path) -> None:
+    """The main process breaks the connection off, as when it is stopped; other errors of the worker are shown."""
+    there, here = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=_hand_over, args=(there, error, tmp_path / "stderr"))
+    worker.start()
+    address = here.recv()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+    here.send(None)
+    worker.join(30)
+    assert worker.exitcode == 0
+    assert ("Traceback" in (tmp_path / "stderr").read_text()) == (error is not None)
+
+
+def _hand_over(pipe: Any, error: type[Exception] | None, stderr: Path) -> None:
+    sys.stderr = stderr.open("w")
+    sys.excepthook = sys.__excepthook__
+    quiet_when_stopped(0)
+    if error is not None:
+        try:
+            raise error
+        except error:
+            sys.excepthook(*sys.exc_info())
+    address, _ = DupFd(0)._id
+    pipe.send(address)
+    pipe.recv()
+    time.sleep(0.1)  # the thread that serves the connection is another one
+    sys.stderr.flush()

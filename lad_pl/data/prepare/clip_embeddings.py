@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
+from lad_pl.data.batches import quiet_when_stopped
 from lad_pl.data.images import open_image
 from lad_pl.errors import UserError
 from lad_pl.files import atomic_write
@@ -267,6 +268,7 @@ def _compute(
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_separate,
+        worker_init_fn=quiet_when_stopped,
     )
     ends = {shard[-1] for shard in shards}
     broken: dict[str, str] = {}
