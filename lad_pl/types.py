@@ -6,7 +6,7 @@ Axes have one letter everywhere: ``B`` prompts, ``N`` candidates (= images = pos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -57,6 +57,8 @@ class Batch:
     """Per-token model inputs, each (B, S), padded on the left: ``input_ids``, ``attention_mask``, ..."""
     position_of_token: Tensor
     """(B, S): the position (0..N-1) whose image span the token belongs to, or -1."""
+    caption_tokens: Tensor
+    """(B, S), boolean: whether the token holds characters of the caption. A row without one: they cannot be told."""
     vision: tuple[dict[str, Any], ...]
     """The image processor's output for each sample, every distinct image once: ``pixel_values``, ..."""
     visual_tokens: tuple[int, ...]
@@ -90,6 +92,7 @@ class Batch:
             self,
             tokens={name: values[rows, first:] for name, values in self.tokens.items()},
             position_of_token=self.position_of_token[rows, first:],
+            caption_tokens=self.caption_tokens[rows, first:],
             image_rows=self.image_rows[rows],
             permutations=self.permutations[rows],
             targets=self.targets[rows],
@@ -145,30 +148,50 @@ class Evidence:
     """(B, L, H, N): attention mass from the last prompt token onto each image's span (post-softmax)."""
     layer_attention: Tensor
     """(B, L, N): its mean over the heads (eq. 6). Kept beside the heads because these are stored in half precision."""
+    caption_attention: Tensor | None = None
+    """(B, L, H, N): attention mass from the caption's tokens onto each image's span, the mean over these tokens
+    (post-softmax). None where it was not read: by an earlier version, without the heads, or because a token of some
+    caption does not see the whole of every image."""
 
     @classmethod
-    def from_heads(cls, log_probs: Tensor, attention: Tensor) -> Evidence:
+    def from_heads(cls, log_probs: Tensor, attention: Tensor, caption_attention: Tensor | None = None) -> Evidence:
         """Evidence from log-probabilities (B, N) and the attention mass of every head (B, L, H, N)."""
-        return cls(log_probs, attention, attention.mean(2))
+        return cls(log_probs, attention, attention.mean(2), caption_attention)
 
     def __len__(self) -> int:
         return self.log_probs.shape[0]
 
     def __getitem__(self, rows: Any) -> Evidence:
-        return Evidence(self.log_probs[rows], self.attention[rows], self.layer_attention[rows])
+        return self._each(lambda values: values[rows])
 
     def is_finite(self) -> Tensor:
         """(B,): whether all numbers of a prompt are."""
-        return self.log_probs.isfinite().all(1) & self.attention.isfinite().flatten(1).all(1)
+        masses = (self.attention, self.caption_attention)
+        finite = [mass.isfinite().flatten(1).all(1) for mass in masses if mass is not None]
+        return torch.stack([self.log_probs.isfinite().all(1), *finite]).all(0)
 
     def cpu(self) -> Evidence:
         """The evidence on the CPU in double precision, the precision of the readouts."""
-        return Evidence(*(getattr(self, item.name).detach().cpu().double() for item in fields(self)))
+        return self._each(lambda values: values.detach().cpu().double())
+
+    def of_layers(self, places: Any) -> Evidence:
+        """The evidence of some of the captured layers, by their places among the L."""
+        caption = None if self.caption_attention is None else self.caption_attention[:, places]
+        return Evidence(self.log_probs, self.attention[:, places], self.layer_attention[:, places], caption)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Evidence:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
 
     @staticmethod
     def concat(parts: Sequence[Evidence]) -> Evidence:
-        """The prompts of several, one after the other."""
-        return Evidence(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Evidence)))
+        """The prompts of several, one after the other; without the captions' attention where one of them has none."""
+
+        def join(values: list[Tensor | None]) -> Any:
+            known = [value for value in values if value is not None]
+            return torch.cat(known) if len(known) == len(values) else None
+
+        return Evidence(*(join([getattr(part, item.name) for part in parts]) for item in fields(Evidence)))
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 
 from lad_pl.errors import UserError, first_line
 from lad_pl.evidence.table import (
-    FORMAT,
+    CAPTION,
     FORMATS,
     HEADER,
     HEADS,
+    SINCE,
     EvidenceRecords,
     column_digests,
     damage,
@@ -39,6 +40,8 @@ from lad_pl.files import abandoned, atomic_write, full_disk_named, writer
 from lad_pl.provenance import first_difference, short_digest
 
 _ROWS_PER_GROUP = 4096
+_DIGESTED = 2
+"""The first format with digests, which whatever is written now carries."""
 _OF_WHOLE_SETS = ("samples", "images", "image_contents")
 _ABSENT = "absent.arrows"
 """The part with evidence of samples that a finished stage did not have."""
@@ -54,7 +57,8 @@ class EvidenceStore:
     Args:
         path: of the Parquet file.
         settings: that all of the evidence depends on; a store of other settings is refused.
-        overwrite: replace a store of other settings instead.
+        overwrite: replace a store of other settings instead, and one of an earlier version that lacks what evidence
+            has now.
         samples: the stage's samples in their order: the key of each, by which its evidence is known whatever the other
             samples are, and its id; the settings ``samples`` and ``images``, by which earlier versions told whole sets
             apart, then count only for their evidence. Unset: samples are known by their index alone.
@@ -80,6 +84,7 @@ class EvidenceStore:
         self._replaceable: tuple[str | None, ...] = ()
         self._file: FileIO | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
+        self._schema = pa.schema({})
 
     # ------------------------------------------------------------------------------------------------- what is stored
 
@@ -113,17 +118,24 @@ class EvidenceStore:
     def _difference_of_file(self) -> str | None:
         """How the Parquet file's settings differ from ours, or why they cannot be read; None if they do not."""
         try:
-            return self._difference(read_settings(self.path)) if self.path.exists() else None
+            return self._difference_of(_open(self.path).schema_arrow, self.path) if self.path.exists() else None
         except UserError as error:
             return str(error).rstrip(".")
 
     def _difference_of_parts(self) -> str | None:
         """The same for the first of the parts that differs."""
         try:
-            found = [self._difference(_settings(schema, part)) for part, schema in _all_parts(self.path) if schema]
+            found = [self._difference_of(schema, part) for part, schema in _all_parts(self.path) if schema]
         except UserError as error:
             return str(error).rstrip(".")
         return next(filter(None, found), None)
+
+    def _difference_of(self, schema: pa.Schema, path: Path) -> str | None:
+        """The same for one file."""
+        found = self._difference(_settings(schema, path))
+        if found is None and self._overwrite and _lacks_columns(schema):
+            return "an earlier version's, without the attention of the caption's tokens"
+        return found
 
     def _difference(self, there: Mapping[str, Any]) -> str | None:
         rest = {name: value for name, value in there.items() if name not in self._former}
@@ -140,7 +152,7 @@ class EvidenceStore:
             if schema is None:
                 return part.parent == self.folder
             try:
-                return self._difference(_settings(schema, part)) is None
+                return self._difference_of(schema, part) is None
             except UserError:
                 return False
 
@@ -195,13 +207,16 @@ class EvidenceStore:
             num_permutations: T; samples are taken whole or not at all.
         """
         for path in others:
-            other = EvidenceStore(path, {**self.settings, **self._former}, samples=self._samples())
+            settings = {**self.settings, **self._former}
+            other = EvidenceStore(path, settings, self._overwrite, self._samples())
             try:
                 wanted = other.done(num_permutations) - self.done(num_permutations)
                 for table in other._tables() if wanted else ():
                     rows = [row for row, index in enumerate(self._indices(table)) if index in wanted]
-                    for batch in self._headed(table.take(rows)).combine_chunks().to_batches() if rows else ():
-                        self._append(batch, "adopted")
+                    if rows:
+                        taken = self._headed(table.take(rows), _format(table.schema))
+                        for batch in taken.combine_chunks().to_batches():
+                            self._append(batch, "adopted")
             except UserError:  # a damaged file of another question; what it has is computed
                 continue
             self.close()
@@ -211,12 +226,14 @@ class EvidenceStore:
 
     def _append(self, batch: pa.RecordBatch, name: str) -> None:
         with full_disk_named(self.folder / "evidence", f"What was computed before is kept in {self.folder}."):
+            if self._writer is not None and not self._schema.equals(batch.schema, check_metadata=True):
+                self.close()  # evidence with other columns, as of an earlier version
             if self._writer is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 # No other process writes to the same file.
                 path = self.folder / f"{name}-{time.time_ns()}-{writer()}.arrows"
                 self._file = _WholeWrites(path, "xb")
-                self._writer = pa.ipc.new_stream(self._file, batch.schema)
+                self._writer, self._schema = pa.ipc.new_stream(self._file, batch.schema), batch.schema
             _write_record(self._writer, batch)
 
     def close(self) -> None:
@@ -304,14 +321,23 @@ class EvidenceStore:
             file.add_key_value_metadata({_DIGESTS: json.dumps(checked).encode()})
 
     def _gathered(self, tables: Sequence[pa.Table], order: Sequence[tuple[int, int]]) -> pa.Table:
-        starts = np.cumsum([0, *(len(table) for table in tables)])
-        rows = [int(starts[number]) + row for number, row in order]
-        return pa.concat_tables([self._headed(table) for table in tables]).take(rows)
+        """The rows at these (table, row); without columns that one of them lacks, as one of an earlier version does."""
+        used = sorted({number for number, _ in order})
+        chosen = [tables[number] for number in used]
+        lost = {name for name in SINCE for table in chosen if name not in table.column_names}
+        starts = dict(zip(used, np.cumsum([0, *map(len, chosen)]).tolist(), strict=False))
+        oldest = min(_format(table.schema) for table in chosen)
+        headed = [
+            self._headed(table.select([name for name in table.column_names if name not in lost]), oldest)
+            for table in chosen
+        ]
+        return pa.concat_tables(headed).take([starts[number] + row for number, row in order])
 
-    def _headed(self, table: pa.Table) -> pa.Table:
-        """A table with these settings in its header, in place of those of an earlier version."""
+    def _headed(self, table: pa.Table, kind: int) -> pa.Table:
+        """A table with these settings in its header, in place of those of an earlier version; its format, as far as
+        evidence goes, stays."""
         header = json.loads(table.schema.metadata[HEADER])
-        header |= {"settings": self.settings, "format": FORMAT}
+        header |= {"settings": self.settings, "format": max(kind, _DIGESTED)}
         return table.replace_schema_metadata({HEADER: json.dumps(header).encode()})
 
     def _keep(self, absent: pa.Table) -> None:
@@ -384,7 +410,8 @@ def read_prompts(path: str | Path, heads: bool = True) -> EvidenceRecords:
 
     Args:
         path: of the Parquet file.
-        heads: read the attention of every head; otherwise ``evidence.attention`` has H = 1, the mean.
+        heads: read the attention of every head; otherwise ``evidence.attention`` has H = 1, the mean, and
+            ``caption_attention`` is None.
 
     Raises:
         UserError: the file is missing, truncated, or no evidence of this toolkit.
@@ -400,7 +427,7 @@ def stream_prompts(path: str | Path, heads: bool = True) -> Iterator[EvidenceRec
     """
     names = _open(path).schema_arrow.names
     rest: pa.Table | None = None
-    groups = _row_groups(path, [name for name in names if heads or not name.endswith(HEADS)])
+    groups = _row_groups(path, [name for name in names if heads or not name.endswith((HEADS, CAPTION))])
     for group in groups:
         table = group if rest is None else pa.concat_tables([rest, group])
         whole = _start_of_last_sample(table)
@@ -437,7 +464,7 @@ def _digests(file: pq.ParquetFile) -> dict[str, list[str]] | None:
     """
     schema = file.schema_arrow
     stored = (file.metadata.metadata or {}).get(_DIGESTS)
-    if stored is None and _header(schema)["format"] == 1:
+    if stored is None and _format(schema) == 1:
         return None
     found = json.loads(stored or "null")
     columns = found["columns"]
@@ -521,6 +548,15 @@ def _header(schema: pa.Schema) -> dict[str, Any]:
     return json.loads((schema.metadata or {})[HEADER])
 
 
+def _format(schema: pa.Schema) -> int:
+    return _header(schema)["format"]
+
+
+def _lacks_columns(schema: pa.Schema) -> bool:
+    """Whether evidence, of an earlier format, lacks what that of today has."""
+    return "log_probs" in schema.names and CAPTION not in schema.names and _format(schema) < SINCE[CAPTION]
+
+
 def _all_parts(path: Path) -> list[tuple[Path, pa.Schema | None]]:
     """Every part of a store, of whatever settings, with its schema."""
     parts = sorted(path.parent.glob(f"{path.name}.parts-*/*.arrows"))
@@ -553,7 +589,7 @@ def _is_intact(batch: pa.RecordBatch, own: Mapping[bytes, bytes] | None) -> bool
     try:
         batch.validate(full=True)
         written = (own or {}).get(_DIGEST)
-        if written is None and _header(batch.schema)["format"] != 1:
+        if written is None and _format(batch.schema) != 1:
             return False
         if written is not None and written != record_digest(batch):
             return False

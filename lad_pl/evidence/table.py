@@ -11,7 +11,10 @@ target               position of the correct image; null if unknown
 log_probs            N: log-probability of each identifier, float32
 attention            L x N, flat: attention mass on each image, mean over heads, float32
 head_attention_sqrt  L x H x N, flat: square root of the attention mass of each head, float16
-free_...             the same three under a content-free caption, of methods that have one
+caption_attention_sqrt  L x H x N, flat: square root of the attention mass that the caption's tokens give each image,
+                     their mean, float16; absent from files of earlier versions, and where no such mass was read
+free_...             the same four under a content-free caption, of methods that have one
+icr                  N: scores of In-Context Re-ranking, float32, of the method that computes them; absent likewise
 texts                the generated texts, of methods that generate: a list per prompt; these have no log_probs
 seconds, forwards    the prompt's share of its batch's time; forward passes of the language model
 ==================== ==================================================================================
@@ -36,13 +39,17 @@ from torch import Tensor
 
 from lad_pl.types import Batch, Evidence
 
-FORMAT = 2
-"""Since format 2 every record batch and every column carries a digest; format 1 is read as well."""
-FORMATS = (1, FORMAT)
+FORMAT = 3
+"""Since format 2 every record batch and every column carries a digest; since format 3 evidence has the attention of the
+caption's tokens, where the model's passes give it. Formats 1 and 2 are read as well."""
+FORMATS = (1, 2, FORMAT)
+_FREE = "free_"
 HEADER = b"lad_pl"
 """Key of the schema's metadata that holds the settings of the evidence."""
 HEADS = "head_attention_sqrt"
-_FREE = "free_"
+CAPTION = "caption_attention_sqrt"
+SINCE = {CAPTION: 3, _FREE + CAPTION: 3, "icr": 3}
+"""Columns that evidence of earlier formats lacks, and the format that first has them."""
 _TOLERANCE = 1e-3
 """How far rounding may take a sum of probabilities, or of attention mass, from what it should be."""
 
@@ -72,6 +79,8 @@ class EvidenceRecords:
     """Evidence of the same prompts under a content-free caption."""
     texts: tuple[tuple[str, ...], ...] | None = None
     """The generated texts of each prompt."""
+    icr: Tensor | None = None
+    """(P, N) scores of In-Context Re-ranking."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,6 +115,7 @@ class EvidenceRecords:
         forwards: int = 1,
         content_free: Evidence | None = None,
         texts: tuple[tuple[str, ...], ...] | None = None,
+        icr: Tensor | None = None,
     ) -> EvidenceRecords:
         """The prompts of one batch, which holds all permutations of its samples.
 
@@ -116,6 +126,7 @@ class EvidenceRecords:
             forwards: forward passes of the language model per prompt.
             content_free: evidence under a content-free caption.
             texts: the generated texts.
+            icr: scores (B, N) of In-Context Re-ranking.
         """
         rows = torch.arange(len(batch))
         num_permutations = len(batch) // len(batch.vision)
@@ -130,6 +141,7 @@ class EvidenceRecords:
             forwards=torch.full((len(rows),), forwards),
             content_free=None if content_free is None else as_stored(content_free),
             texts=texts,
+            icr=None if icr is None else icr.detach().cpu().float().double(),
         )
 
     @staticmethod
@@ -141,7 +153,7 @@ class EvidenceRecords:
                 return Evidence.concat(values)
             if isinstance(values[0], tuple):
                 return tuple(item for value in values for item in value)
-            return None if values[0] is None else torch.cat(values)
+            return None if any(value is None for value in values) else torch.cat(values)
 
         if len(parts) == 1:
             return parts[0]
@@ -152,18 +164,25 @@ class EvidenceRecords:
 
 def as_stored(evidence: Evidence) -> Evidence:
     """Evidence rounded as the store rounds it: results computed now and from the file later are the same."""
+    caption = evidence.caption_attention
     return Evidence(
         evidence.log_probs.detach().cpu().float().double(),
-        evidence.attention.detach().cpu().double().sqrt().half().double().square(),
+        _rounded(evidence.attention),
         evidence.layer_attention.detach().cpu().float().double(),
+        None if caption is None else _rounded(caption),
     )
+
+
+def _rounded(mass: Tensor) -> Tensor:
+    """As its square root in half precision."""
+    return mass.detach().cpu().double().sqrt().half().double().square()
 
 
 def damage(records: EvidenceRecords) -> str | None:
     """Why prompts cannot have been stored like this, in a few words; None if their values are possible.
 
     Log-probabilities are finite and their probabilities sum to 1; attention masses lie between 0 and 1, and each
-    layer's is the mean of its heads'.
+    layer's is the mean of its heads'; other scores are finite.
     """
     n = records.num_candidates
     wrong = [
@@ -172,6 +191,8 @@ def damage(records: EvidenceRecords) -> str | None:
         ("index", (records.sample_index < 0) | (records.permutation_index < 0)),
         ("cost", ~(records.seconds >= 0) | records.seconds.isinf() | (records.forwards < 0)),
     ]
+    if records.icr is not None:
+        wrong.append(("In-Context Re-ranking score", ~records.icr.isfinite().all(1)))
     for evidence in filter(None, (records.evidence, records.content_free)):
         if evidence.log_probs.shape[1]:
             wrong += _impossible(evidence)
@@ -184,15 +205,20 @@ def damage(records: EvidenceRecords) -> str | None:
 def _impossible(evidence: Evidence) -> list[tuple[str, Tensor]]:
     """By kind of value: which of P prompts (P,) have impossible ones."""
     sums = evidence.log_probs.exp().sum(1)
-    masses = (evidence.attention, evidence.layer_attention)
-    within = [((mass >= 0) & (mass <= 1 + _TOLERANCE)).flatten(1).all(1) for mass in masses]
+    masses = (evidence.attention, evidence.layer_attention, evidence.caption_attention)
+    within = [_is_mass(mass) for mass in masses if mass is not None]
     apart = (evidence.attention.mean(2) - evidence.layer_attention).abs()
     return [
         ("log-probabilities", ~(evidence.log_probs.isfinite().all(1) & ((sums - 1).abs() <= _TOLERANCE))),
-        ("attention mass", ~(within[0] & within[1])),
+        ("attention mass", ~torch.stack(within).all(0)),
         # Rounding to half precision changes a mass by at most one part in a thousand.
         ("mean attention mass", ~(apart <= 2e-3 * evidence.layer_attention + 1e-6).flatten(1).all(1)),
     ]
+
+
+def _is_mass(values: Tensor) -> Tensor:
+    """(P,): whether a prompt's values lie between 0 and 1."""
+    return ((values >= 0) & (values <= 1 + _TOLERANCE)).flatten(1).all(1)
 
 
 def column_digests(table: pa.Table | pa.RecordBatch) -> dict[str, str]:
@@ -240,6 +266,7 @@ def to_record_batch(
         "target": pa.array(records.targets.numpy(), pa.int16(), mask=(records.targets < 0).numpy()),
         **_evidence_columns(records.evidence, ""),
         **({} if records.content_free is None else _evidence_columns(records.content_free, _FREE)),
+        **({} if records.icr is None else {"icr": _lists(records.icr, np.float32)}),
         **({} if records.texts is None else {"texts": pa.array(records.texts, pa.list_(pa.large_string()))}),
         "seconds": pa.array(records.seconds.numpy(), pa.float32()),
         "forwards": pa.array(records.forwards.numpy(), pa.int32()),
@@ -252,7 +279,10 @@ def to_record_batch(
 
 
 def from_table(table: pa.Table) -> EvidenceRecords:
-    """The prompts of a table; if the column of heads was not read, attention has H = 1, the mean over heads."""
+    """The prompts of a table; if the column of heads was not read, attention has H = 1, the mean over heads.
+
+    What a table of an earlier format lacks is None.
+    """
     shape = json.loads(table.schema.metadata[HEADER])["shape"]
     texts = tuple(map(tuple, table["texts"].to_pylist())) if "texts" in table.column_names else None
     return EvidenceRecords(
@@ -266,16 +296,19 @@ def from_table(table: pa.Table) -> EvidenceRecords:
         forwards=torch.from_numpy(table["forwards"].to_numpy().astype(np.int64)),
         content_free=_evidence(table, _FREE, *shape) if f"{_FREE}log_probs" in table.column_names else None,
         texts=texts,
+        icr=_numbers(table["icr"], np.float64) if "icr" in table.column_names else None,
     )
 
 
 def _evidence_columns(evidence: Evidence, prefix: str) -> dict[str, pa.Array]:
     if not evidence.log_probs.shape[1]:
         return {}
+    caption = evidence.caption_attention
     return {
         f"{prefix}log_probs": _lists(evidence.log_probs, np.float32),
         f"{prefix}attention": _lists(evidence.layer_attention.flatten(1), np.float32),
         prefix + HEADS: _lists(evidence.attention.sqrt().flatten(1), np.float16),
+        **({} if caption is None else {prefix + CAPTION: _lists(caption.sqrt().flatten(1), np.float16)}),
     }
 
 
@@ -286,8 +319,9 @@ def _evidence(table: pa.Table, prefix: str, layers: int, heads: int, n: int) -> 
     mean = _numbers(table[f"{prefix}attention"], np.float64).reshape(-1, layers, n)
     if prefix + HEADS not in table.column_names:
         return Evidence(log_probs, mean[:, :, None], mean)
-    roots = _numbers(table[prefix + HEADS], np.float64).reshape(-1, layers, heads, n)
-    return Evidence(log_probs, roots.square_(), mean)
+    columns = [prefix + name for name in (HEADS, CAPTION) if prefix + name in table.column_names]
+    masses = [_numbers(table[name], np.float64).reshape(-1, layers, heads, n).square_() for name in columns]
+    return Evidence(log_probs, masses[0], mean, *masses[1:])
 
 
 def _lists(values: Tensor, dtype: Any) -> pa.Array:

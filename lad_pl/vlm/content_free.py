@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lad_pl.types import Batch
+from lad_pl.vlm.caption import common_length
 
 CONTENT_FREE = "N/A"
 """The caption of the content-free prompts."""
@@ -42,9 +42,9 @@ def swap_text(
         Token fields (S',), or None where the result might not be exact: the texts differ before the end of the last
         image or before the tokens agree, or a field varies over the replaced text.
     """
-    ids, shared = row["input_ids"].tolist(), _common_length(rendered, other)
+    ids, shared = row["input_ids"].tolist(), common_length(rendered, other)
     replaced = len(rendered) - shared
-    if replaced >= min(tail, _common_length(ids[::-1], rendered[::-1])):
+    if replaced >= min(tail, common_length(ids[::-1], rendered[::-1])):
         return None
     start = len(ids) - replaced
     if any((values[start - 1 :] != values[-1]).any() for name, values in row.items() if name != "input_ids"):
@@ -71,12 +71,17 @@ class SharedPrefix:
         """Compare prompts with their content-free counterparts, both padded on the left.
 
         Returns:
-            None if they differ in an image, or in another token that is not plain text.
+            None if they differ in an image, or in another token that is not plain text. The tokens of the content-free
+            caption are all in the suffix, as its pass reads their attention, shared or not.
         """
         kept, free_kept = (item.tokens["attention_mask"].bool().cpu() for item in (batch, free))
         rows = [ids[mask].tolist() for ids, mask in zip(batch.tokens["input_ids"].cpu(), kept, strict=True)]
         others = [ids[mask].tolist() for ids, mask in zip(free.tokens["input_ids"].cpu(), free_kept, strict=True)]
-        shared = [_common_length(row, other) for row, other in zip(rows, others, strict=True)]
+        captions = [tokens[mask].tolist() for tokens, mask in zip(free.caption_tokens.cpu(), free_kept, strict=True)]
+        shared = [
+            min(common_length(row, other), caption.index(True) if True in caption else len(other))
+            for row, other, caption in zip(rows, others, captions, strict=True)
+        ]
         suffix = max(1, *(len(other) - length for other, length in zip(others, shared, strict=True)))
         width = free_kept.shape[1] - suffix
         if width < 1 or not _is_text(free, width):
@@ -115,12 +120,6 @@ def can_be_cut(cache: Cache) -> bool:
     """Whether every layer keeps the keys and values of all past tokens, or none; recurrent states cannot be rolled
     back."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in cache.layers)
-
-
-def _common_length(row: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens two prompts share."""
-    same = (own == foreign for own, foreign in zip(row, other, strict=False))
-    return sum(takewhile(bool, same))
 
 
 def _is_text(free: Batch, start: int) -> bool:

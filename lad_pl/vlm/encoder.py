@@ -21,6 +21,7 @@ from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec, identifiers
 from lad_pl.provenance import short_digest
 from lad_pl.types import Batch, PermutedSample
+from lad_pl.vlm.caption import MARKER, aligned, caption_spans, tokens_between, tokens_of_spans
 from lad_pl.vlm.chat_template import ChatTemplate, turn, words
 from lad_pl.vlm.content_free import CONTENT_FREE, swap_text
 from lad_pl.vlm.spans import ImageBlocks, ImageSpans
@@ -43,8 +44,12 @@ class EncodedSample:
     """The image processor's output, every image once."""
     visual: tuple[int, ...]
     """Visual tokens of each image, in the annotation's order."""
+    captions: list[Tensor]
+    """T: (S,) which tokens are the caption's; none where they cannot be told."""
     tail: int
     """Tokens after the last image and its delimiters, which every permutation has in common."""
+    text: int
+    """Tokens after the last image's own block: the tail, and the delimiters that the chat template writes."""
 
 
 class PromptEncoder:
@@ -97,11 +102,13 @@ class PromptEncoder:
         """One sample under all of its permutations."""
         annotated = tuple(range(item.sample.num_candidates))
         tokens, vision, blocks = self._process(item, annotated)
-        rows, positions = [], []
+        caption = self._caption_tokens(item, tokens["input_ids"], blocks.extents[-1][1])
+        rows, positions, captions = [], [], []
         for permutation in item.permutations:
             if blocks.movable or permutation == annotated:
                 order, moved = _move_blocks(blocks, permutation, len(tokens["input_ids"]))
                 row = {name: values[order] for name, values in tokens.items()}
+                captions.append(caption[order])
             else:
                 row, _, moved = self._process(item, permutation)
                 if moved.visual != tuple(blocks.visual[source] for source in permutation):
@@ -109,10 +116,11 @@ class PromptEncoder:
                         f"Sample {item.sample.id}: the processor gives an image another number of tokens at "
                         "another position; this model family is not supported."
                     )
+                captions.append(self._caption_tokens(item, row["input_ids"], moved.extents[-1][1]))
             rows.append(row)
             positions.append(self.spans.positions(row["input_ids"], moved, self.prompt.spans))
-        tail = len(tokens["input_ids"]) - blocks.extents[-1][1] - blocks.after
-        return EncodedSample(rows, positions, vision, blocks.visual, tail)
+        text = len(tokens["input_ids"]) - blocks.extents[-1][1]
+        return EncodedSample(rows, positions, vision, blocks.visual, captions, text - blocks.after, text)
 
     def _with_caption(self, item: PermutedSample, own: EncodedSample, caption: str) -> EncodedSample:
         """The sample with another caption."""
@@ -127,7 +135,11 @@ class PromptEncoder:
                 )
             return replace(again, vision=own.vision)
         positions = [_with_text(before, row) for before, row in zip(own.positions, rows, strict=True)]
-        return replace(own, rows=rows, positions=positions)
+        starts = [len(row["input_ids"]) - own.text for row in own.rows]
+        captions = [
+            self._caption_tokens(other, row["input_ids"], start) for row, start in zip(rows, starts, strict=True)
+        ]
+        return replace(own, rows=rows, positions=positions, captions=captions)
 
     def _swapped(self, item: PermutedSample, other: PermutedSample, own: EncodedSample) -> list[Fields] | None:
         """The rows with the end of the text tokenised again; None where that might not be exact."""
@@ -138,8 +150,50 @@ class PromptEncoder:
 
     def _rendered(self, item: PermutedSample) -> str:
         """The prompt with its images as placeholders."""
-        text = self.prompt.text(item.sample.caption, item.sample.num_candidates)
-        return self.chat(self.turns([{"type": "image"}] * item.sample.num_candidates, text))
+        return self._rendered_text(item.sample.caption, item.sample.num_candidates)
+
+    def _rendered_text(self, caption: str, num_candidates: int) -> str:
+        text = self.prompt.text(caption, num_candidates)
+        return self.chat(self.turns([{"type": "image"}] * num_candidates, text))
+
+    def around_caption(self, num_candidates: int) -> list[str]:
+        """The prompt without its caption, images as placeholders: what stands before it, between mentions, after it."""
+        return self._rendered_text(MARKER, num_candidates).split(MARKER)
+
+    def _caption_tokens(self, item: PermutedSample, input_ids: Tensor, end_of_images: int) -> Tensor:
+        """(S,) which tokens hold characters of the caption; none of them where that cannot be told.
+
+        Args:
+            item: the sample.
+            input_ids: (S,) one of its prompts.
+            end_of_images: the token after the last image's block.
+        """
+        caption, ids = item.sample.caption, input_ids.tolist()
+        around = self.around_caption(item.sample.num_candidates)
+        found = None
+        if self.tokenizer.is_fast and self.spans.control_token_in(caption) is None:
+            text = self._rendered(item)
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            chosen = tokens_of_spans(encoded["offset_mapping"], caption_spans(text, around, caption))
+            found = aligned(chosen, encoded["input_ids"], ids)
+        return self.caption_between(ids, end_of_images, around) if found is None else found
+
+    def caption_between(self, ids: Sequence[int], end_of_images: int, around: Sequence[str]) -> Tensor:
+        """(S,) the tokens of a caption that follows the images, by decoding the prompt's end.
+
+        Args:
+            ids: S token ids of the prompt.
+            end_of_images: the token after the last image's block.
+            around: as :meth:`around_caption` gives it.
+        """
+        placeholder = str(self.processor.image_token)  # type: ignore[attr-defined]
+        if len(around) != 2 or placeholder not in around[0] or placeholder in around[1]:
+            return torch.zeros(len(ids), dtype=torch.bool)
+        before, after = (self._as_decoded(text) for text in (around[0].rpartition(placeholder)[2], around[1]))
+        return tokens_between(ids, end_of_images, before, after, self.tokenizer.decode)
+
+    def _as_decoded(self, text: str) -> str:
+        return self.tokenizer.decode(self.token_ids(text))
 
     def _batch(self, items: Sequence[PermutedSample], encoded: Sequence[EncodedSample]) -> Batch:
         rows = [row for sample in encoded for row in sample.rows]
@@ -149,6 +203,7 @@ class PromptEncoder:
         return Batch(
             tokens={name: _left_pad([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]},
             position_of_token=_left_pad([positions for sample in encoded for positions in sample.positions], -1),
+            caption_tokens=_left_pad([caption for sample in encoded for caption in sample.captions], False),
             vision=tuple(sample.vision for sample in encoded),
             visual_tokens=tuple(count for sample in encoded for count in sample.visual),
             image_rows=torch.stack(

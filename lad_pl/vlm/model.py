@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lad_pl.errors import UserError
 from lad_pl.prompts.answer_trie import AnswerTrie, Prefix
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.types import Batch, Evidence
-from lad_pl.vlm.capture import capture
+from lad_pl.vlm.capture import AttentionMass, capture
 from lad_pl.vlm.content_free import SharedPrefix, can_be_cut
 from lad_pl.vlm.context import check_context
 from lad_pl.vlm.encoder import PromptEncoder
@@ -28,6 +29,16 @@ from lad_pl.vlm.layers import DecoderLayers
 from lad_pl.vlm.loading import VLMSpec
 from lad_pl.vlm.sofa import Sofa, soft_attention
 from lad_pl.vlm.tensor_parallel import TensorParallel, whole_tensor
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is read from one forward pass over B prompts."""
+
+    evidence: Evidence
+    caption_on_tokens: Tensor | None
+    """(B, S) attention of the caption's tokens to every prompt token: the mean over the caption's tokens, the sum over
+    captured layers and heads. None as ``evidence.caption_attention`` is."""
 
 
 class VisionLanguageModel:
@@ -127,14 +138,19 @@ class VisionLanguageModel:
         inputs = self.inputs(batch)
         cache = self._cache() if trie.needs_continuation else None
         with soft_attention(self.layers, batch.position_of_token, sofa, self.backend):
-            output, attention = self._read(inputs, cache, batch, layers)
-        return self._scored(trie, output, attention, inputs)
+            output, mass = self._read(inputs, cache, batch, layers)
+        return self._scored(trie, output, mass, inputs)
 
-    @torch.no_grad()
     def evidence_with_content_free(
         self, batch: Batch, trie: AnswerTrie, layers: Sequence[int]
     ) -> tuple[Evidence, Evidence]:
-        """Evidence of the prompts, and of their content-free prompts.
+        """Evidence of the prompts, and of their content-free prompts; as :meth:`passes_with_content_free`."""
+        own, free = self.passes_with_content_free(batch, trie, layers)
+        return own.evidence, free.evidence
+
+    @torch.no_grad()
+    def passes_with_content_free(self, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> tuple[Pass, Pass]:
+        """The forward pass of the prompts, and that of their content-free prompts.
 
         The second pass runs over the tokens from the caption on; what stands before it is in the first one's cache.
         Where a cache cannot go back (recurrent and convolutional layers), or an image follows the caption, it is a pass
@@ -157,17 +173,17 @@ class VisionLanguageModel:
         shared, cache = SharedPrefix.of(batch, free), self._cache()
         if shared is not None and can_be_cut(cache):
             cache.activate_past_recording()  # sliding windows keep what the content-free prompts go back to
-            output, attention = self._read(inputs, cache, batch, layers)
+            output, mass = self._read(inputs, cache, batch, layers)
             prefix: DynamicCache | None = shared.cut(cache)  # before continuations roll the cache back to its window
             free_inputs = self._suffix_inputs(free, shared.suffix)
         else:
-            output, attention = self._read(inputs, cache if trie.needs_continuation else None, batch, layers)
+            output, mass = self._read(inputs, cache if trie.needs_continuation else None, batch, layers)
             prefix = self._cache() if trie.needs_continuation else None
             free_inputs = self.inputs(free, inputs["mm_encoder_outputs"])
-        evidence = self._scored(trie, output, attention, inputs)
+        own = self._passed(trie, output, mass, inputs)
         del output, cache
-        output, attention = self._read(free_inputs, prefix, free, layers)
-        return evidence, self._scored(trie, output, attention, free_inputs)
+        output, mass = self._read(free_inputs, prefix, free, layers)
+        return own, self._passed(trie, output, mass, free_inputs)
 
     def check_context(self, batch: Batch, new_tokens: int) -> None:
         """Check that B prompts, and ``new_tokens`` tokens of an answer, fit into the model's context.
@@ -183,21 +199,34 @@ class VisionLanguageModel:
 
     def _read(
         self, inputs: dict[str, Any], cache: DynamicCache | None, batch: Batch, layers: Sequence[int]
-    ) -> tuple[Any, Tensor]:
-        """Forward pass: the model's output, and the attention mass (B, L, H, N)."""
-        num_candidates = batch.image_rows.shape[1]
-        with (
-            self.tensor_parallel.computing(),
-            capture(self.layers.attention, layers, batch.position_of_token, num_candidates, self.backend) as mass,
-        ):
+    ) -> tuple[Any, AttentionMass]:
+        """Forward pass: the model's output, and the attention mass."""
+        reading = capture(
+            self.layers.attention,
+            layers,
+            batch.position_of_token,
+            batch.image_rows.shape[1],
+            self.backend,
+            batch.caption_tokens,
+            self.model.get_decoder(),
+        )
+        with self.tensor_parallel.computing(), reading as mass:
             output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
         if cache is not None:
             cache.activate_past_recording()  # lets sliding windows be rolled back
-        return output, mass.stacked()
+        return output, mass
 
-    def _scored(self, trie: AnswerTrie, output: Any, attention: Tensor, inputs: dict[str, Any]) -> Evidence:
+    def _scored(self, trie: AnswerTrie, output: Any, mass: AttentionMass, inputs: dict[str, Any]) -> Evidence:
+        attention, caption = mass.stacked(), mass.of_captions()
         log_probs = trie.log_probs(lambda prefix: self.logits_after(prefix, output, inputs))
-        return self.tensor_parallel.gather_heads(Evidence.from_heads(log_probs, attention.to(log_probs.device)))
+        device = log_probs.device
+        caption = None if caption is None else caption.to(device)
+        return self.tensor_parallel.gather_heads(Evidence.from_heads(log_probs, attention.to(device), caption))
+
+    def _passed(self, trie: AnswerTrie, output: Any, mass: AttentionMass, inputs: dict[str, Any]) -> Pass:
+        tokens = mass.of_captions_on_tokens()
+        whole = None if tokens is None else self.tensor_parallel.sum_of_heads(tokens, mass.stacked().shape[2])
+        return Pass(self._scored(trie, output, mass, inputs), whole)
 
     @torch.no_grad()
     def with_features(self, batch: Batch) -> Batch:

@@ -78,15 +78,34 @@ class TensorParallel:
                 "The processes over which the model is split come to different answers: transformers cannot "
                 "split this model. Leave model.vlm.tensor_parallel at 1."
             )
-        attention = evidence.attention
-        if attention.shape[2] * self.size == self.num_heads:
+        attention, caption = evidence.attention, evidence.caption_attention
+        if self._is_share(attention.shape[2]):
             attention = torch.cat(self._gathered(attention), 2)
-        elif attention.shape[2] != self.num_heads:
+            caption = None if caption is None else torch.cat(self._gathered(caption), 2)
+        return Evidence.from_heads(evidence.log_probs, attention, caption)
+
+    def sum_of_heads(self, values: Tensor, num_heads: int) -> Tensor:
+        """What is a sum over this process's heads as the sum over all heads of the model.
+
+        Args:
+            values: the sum, of any shape.
+            num_heads: how many heads this process reads.
+
+        Raises:
+            UserError: they are not H / size.
+        """
+        if self.size == 1 or not self._is_share(num_heads):
+            return values
+        return torch.stack(self._gathered(values)).sum(0)
+
+    def _is_share(self, num_heads: int) -> bool:
+        """Whether a process with so many heads has a part of them, and not all."""
+        if num_heads * self.size != self.num_heads and num_heads != self.num_heads:
             raise UserError(
-                f"A process reads {attention.shape[2]} of {self.num_heads} attention heads, which is not its share; "
+                f"A process reads {num_heads} of {self.num_heads} attention heads, which is not its share; "
                 "leave model.vlm.tensor_parallel at 1."
             )
-        return Evidence.from_heads(evidence.log_probs, attention)
+        return num_heads * self.size == self.num_heads
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -177,6 +177,7 @@ def test_softened_attention_ends_with_the_prompt(subject: Subject, sofa: Any) ->
         batch,
         tokens={name: torch.cat([values, longer[name]], 1) for name, values in batch.tokens.items()},
         position_of_token=torch.nn.functional.pad(batch.position_of_token, (0, 1), value=-1),
+        caption_tokens=torch.nn.functional.pad(batch.caption_tokens, (0, 1), value=False),
     )
     digits = AnswerTrie(tuple(sequence[1:] for sequence in trie.sequences))
     want = subject.vlm.evidence(batch, digits, [0, 1], settings)

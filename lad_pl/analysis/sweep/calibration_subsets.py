@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from lad_pl.calibrate import calibrate
 from lad_pl.errors import UserError, check_at_least
 from lad_pl.evidence.table import EvidenceRecords
-from lad_pl.types import Calibration, Evidence
+from lad_pl.types import Calibration
 
 ALL, EACH = "all", "each"
 """Names of every layer together, and of every layer by itself."""
@@ -180,11 +180,7 @@ class Calibrations:
         if (samples, layers) not in self._made:
             rows = [row for sample in samples for row in self._rows[self._sample_indices[sample]]]
             records = self._records
-            evidence = Evidence(
-                records.evidence.log_probs[rows],
-                records.evidence.attention[rows][:, layers],
-                records.evidence.layer_attention[rows][:, layers],
-            )
+            evidence = records.evidence[rows].of_layers(list(layers))
             self._made[samples, layers] = calibrate(
                 evidence, records.targets[rows], records.permutations[rows], records.sample_index[rows]
             )

@@ -145,8 +145,10 @@ class Evaluation:
 
 def _on_layers(evidence: Evidence, layers: LayerSet | None, per_head: bool) -> Evidence:
     chosen = slice(None) if layers is None else list(layers.indices)
+    if per_head:
+        return evidence.of_layers(chosen)
     mean = evidence.layer_attention[:, chosen]
-    return Evidence(evidence.log_probs, evidence.attention[:, chosen] if per_head else mean[:, :, None], mean)
+    return Evidence(evidence.log_probs, mean[:, :, None], mean)
 
 
 def score(choices: Tensor, prompts: EvidenceRecords) -> list[Scores]:
