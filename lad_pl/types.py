@@ -7,11 +7,16 @@ Axes have one letter everywhere: ``B`` prompts, ``N`` candidates (= images = pos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from lad_pl.errors import UserError
+
+Rows = Literal["last", "caption", "both"]
+"""Whose attention is read: the last prompt token's, that of the caption's tokens, or both."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,25 @@ class Evidence:
         caption = None if self.caption_attention is None else self.caption_attention[:, places]
         return Evidence(self.log_probs, self.attention[:, places], self.layer_attention[:, places], caption)
 
+    def of_rows(self, rows: Rows) -> Evidence:
+        """The evidence with the attention of other tokens in place of the last one's.
+
+        Args:
+            rows: last for the last prompt token, caption for the caption's tokens, both for the heads of both: 2 H.
+
+        Raises:
+            UserError: the attention of the captions' tokens was not read.
+        """
+        if rows == "last":
+            return self
+        if self.caption_attention is None:
+            raise UserError(
+                f"readout.rows is {rows}, but this evidence has no attention of the captions' tokens: it was stored by "
+                "an earlier version, or a caption stands before an image. Compute it again with --model.overwrite true."
+            )
+        masses = [self.caption_attention] if rows == "caption" else [self.attention, self.caption_attention]
+        return Evidence.from_heads(self.log_probs, torch.cat(masses, 2))
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Evidence:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
@@ -192,6 +216,26 @@ class Evidence:
             return torch.cat(known) if len(known) == len(values) else None
 
         return Evidence(*(join([getattr(part, item.name) for part in parts]) for item in fields(Evidence)))
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How much readouts tell about calibration samples that were left out of their own calibration.
+
+    Made by :func:`lad_pl.calibrate.diagnose`; empty where there is one sample only, and none can be left out.
+    """
+
+    accuracy: dict[str, float] = field(default_factory=dict)
+    """Share of the passes in which the readout chooses the correct image, by readout."""
+    log_likelihood: dict[str, float] = field(default_factory=dict)
+    """Mean log-probability of the correct image under the readout's scores, sharpened by one temperature, in nats;
+    chance gives -log N."""
+    p_value: dict[str, float] = field(default_factory=dict)
+    """How often randomly assigned targets are told as well as the correct ones."""
+    supported: tuple[str, ...] = ()
+    """The readouts of single heads that tell the correct image beyond chance, and better than agd."""
+    auto: str = "vanilla"
+    """The readout that these figures support."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +263,44 @@ class Calibration:
     """(L, H) the same with targets inferred from the attention itself."""
     num_samples: int = field(default=0)
     """Calibration samples, each shown under its N cyclic shifts."""
+    head_qr: Tensor | None = None
+    """(L, H) mean attention mass of each head on the correct image: QRHead's score. This and what follows is None in
+    calibrations of earlier versions."""
+    head_core: Tensor | None = None
+    """(L, H) contrastive score of each head: CoRe's."""
+    head_qr_label_free: Tensor | None = None
+    """(L, H) ``head_qr`` with inferred targets."""
+    head_core_label_free: Tensor | None = None
+    """(L, H) ``head_core`` with inferred targets."""
+    diagnosis: Diagnosis | None = None
+    """What the readouts tell about samples that are left out."""
+    caption: Calibration | None = None
+    """The same statistics of the attention of the captions' tokens; None where it was not read."""
+    both: Calibration | None = None
+    """The same statistics with the heads of both: 2 H."""
+
+    def of_rows(self, rows: Rows) -> Calibration:
+        """The calibration that fits :meth:`Evidence.of_rows`.
+
+        Raises:
+            UserError: it was made without the attention of the captions' tokens.
+        """
+        chosen = {"last": self, "caption": self.caption, "both": self.both}[rows]
+        if chosen is None:
+            raise UserError(
+                f"readout.rows is {rows}, but the calibration was made without the attention of the captions' tokens; "
+                "run fit again with --model.overwrite true."
+            )
+        return chosen
 
     @property
     def num_candidates(self) -> int:
         """N."""
         return self.log_p_obs_geometric.shape[0]
 
-    def state(self) -> dict[str, Tensor | int]:
-        """Plain tensors and numbers, as they are written into a checkpoint."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+    def state(self) -> dict[str, Any]:
+        """Plain tensors, numbers and dictionaries of them, as they are written into a checkpoint."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        nested = {"diagnosis": self.diagnosis and asdict(self.diagnosis)}
+        nested |= {name: values[name] and values[name].state() for name in ("caption", "both")}
+        return {name: value for name, value in {**values, **nested}.items() if value is not None}

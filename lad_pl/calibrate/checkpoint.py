@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,12 @@ from torch import Tensor
 
 from lad_pl.errors import UserError
 from lad_pl.provenance import first_difference, short_digest
-from lad_pl.types import Calibration
+from lad_pl.types import Calibration, Diagnosis
+
+_ROWS = ("caption", "both")
+"""Entries that are calibrations themselves."""
+_REQUIRED = {item.name for item in fields(Calibration) if item.default is MISSING} | {"num_samples"}
+"""The entries that calibrations of every version have."""
 
 
 def check_calibration(provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -50,12 +55,18 @@ def unpack(checkpoint: Mapping[str, Any], source: str) -> tuple[Calibration, dic
     state, provenance = checkpoint.get("calibration"), checkpoint.get("provenance")
     if not isinstance(state, dict) or not isinstance(provenance, dict) or "calibration_samples" not in provenance:
         raise UserError(f"{source} is no calibration of this toolkit; make one with fit.")
-    if {*state} != {item.name for item in fields(Calibration)}:
+    if not {*state} >= _REQUIRED or not {*state} <= {item.name for item in fields(Calibration)}:
         raise UserError(f"{source} was written by another version of lad_pl; run fit again.")
     # Earlier versions wrote no digest.
     if not _is_possible(state) or checkpoint.get("digest", written := _digest(state, provenance)) != written:
         raise UserError(f"{source} is damaged: its values are not those that were written; run fit again.")
-    return Calibration(**state), provenance
+    return _calibration(state), provenance
+
+
+def _calibration(state: Mapping[str, Any]) -> Calibration:
+    nested = {name: _calibration(state[name]) for name in _ROWS if name in state}
+    diagnosis = {"diagnosis": Diagnosis(**state["diagnosis"])} if "diagnosis" in state else {}
+    return Calibration(**{**state, **nested, **diagnosis})
 
 
 def load_calibration(path: str | Path) -> tuple[Calibration, dict[str, Any]]:
@@ -85,18 +96,46 @@ def load_calibration(path: str | Path) -> tuple[Calibration, dict[str, Any]]:
 def _digest(state: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """Of a calibration's values and of its provenance."""
     digest = hashlib.sha256(short_digest(provenance, 64).encode())
-    for name, value in sorted(state.items()):
+    for name, value in sorted(_flat(state)):
         content = value.numpy().tobytes() if isinstance(value, Tensor) else b""
         described = (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else value
         digest.update(f"{name} {described} ".encode() + content)
     return digest.hexdigest()
 
 
+def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _is_possible(state: Mapping[str, Any]) -> bool:
-    """Whether a calibration's values fit together: (N, N), (L, N), (N,), (L, H, N) and (L, H), all finite."""
-    *tensors, count = (state[item.name] for item in fields(Calibration))
-    if not all(isinstance(value, Tensor) and value.is_floating_point() and value.isfinite().all() for value in tensors):
+    """Whether a calibration's values fit together, all finite, those of its caption rows included."""
+    values = {name: value for name, value in state.items() if name not in ("num_samples", "diagnosis", *_ROWS)}
+    if not all(
+        isinstance(value, Tensor) and value.is_floating_point() and value.isfinite().all() for value in values.values()
+    ):
         return False
     layers, heads, n = (*state["log_attention_mean"].shape, 0, 0, 0)[:3]
-    shapes = [(n, n), (n, n), (layers, n), (n,), (n,), (layers, heads, n), (layers, heads), (layers, heads)]
-    return [tuple(value.shape) for value in tensors] == shapes and isinstance(count, int) and count > 0
+    shapes = {
+        **dict.fromkeys(("log_p_obs_geometric", "log_p_obs_arithmetic"), (n, n)),
+        **dict.fromkeys(("log_batch_prior", "log_pride_prior"), (n,)),
+        "attention_prior": (layers, n),
+        "log_attention_mean": (layers, heads, n),
+    }
+    fitting = all(tuple(value.shape) == shapes.get(name, (layers, heads)) for name, value in values.items())
+    counted = isinstance(state["num_samples"], int) and state["num_samples"] > 0
+    nested = all(isinstance(state[name], dict) and {*state[name]} >= _REQUIRED for name in _ROWS if name in state)
+    return (
+        fitting
+        and counted
+        and nested
+        and _is_diagnosis(state.get("diagnosis", {}))
+        and all(_is_possible(state[name]) for name in _ROWS if name in state)
+    )
+
+
+def _is_diagnosis(value: Any) -> bool:
+    return isinstance(value, dict) and {*value} <= {item.name for item in fields(Diagnosis)}

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import torch
 from torch import Tensor
 
+from lad_pl.calibrate.diagnosis import diagnose
+from lad_pl.calibrate.head_scores import core_score, information, qr_score
 from lad_pl.errors import UserError
-from lad_pl.readouts import EPS, centred_log_attention, head_score
-from lad_pl.types import Calibration, Evidence
+from lad_pl.readouts import EPS, ReadoutSettings, centred_log_attention, head_score
+from lad_pl.types import Calibration, Evidence, Rows
 
 LABEL_FREE_ROUNDS = 3
 
 
-def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, sample_index: Tensor) -> Calibration:
+def calibrate(
+    evidence: Evidence,
+    targets: Tensor,
+    permutations: Tensor,
+    sample_index: Tensor,
+    settings: ReadoutSettings = ReadoutSettings(),  # noqa: B008 (frozen)
+) -> Calibration:
     """Reduce the evidence of the calibration passes to the statistics that the readouts need.
 
     Args:
@@ -20,15 +31,31 @@ def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, sample_
         targets: (P,) position of the correct image.
         permutations: (P, N) original index of the image at each position.
         sample_index: (P,) index of the sample of each pass.
+        settings: with which the readouts are tried on samples that are left out (:func:`diagnose`).
 
     Raises:
         UserError: some position never holds the correct image, or the evidence is not finite.
     """
     evidence = evidence.cpu()
-    targets, permutations, sample_index = targets.cpu(), permutations.cpu(), sample_index.cpu()
+    passes = (targets.cpu(), permutations.cpu(), sample_index.cpu())
+    rows: tuple[Rows, ...] = ("last",) if evidence.caption_attention is None else get_args(Rows)
+    of_rows = {name: _diagnosed(evidence.of_rows(name), *passes, settings) for name in rows}
+    return replace(of_rows["last"], caption=of_rows.get("caption"), both=of_rows.get("both"))
+
+
+def _diagnosed(
+    evidence: Evidence, targets: Tensor, permutations: Tensor, sample_index: Tensor, settings: ReadoutSettings
+) -> Calibration:
+    calibration = statistics(evidence, targets, permutations, sample_index)
+    return replace(calibration, diagnosis=diagnose(statistics, evidence, targets, permutations, sample_index, settings))
+
+
+def statistics(evidence: Evidence, targets: Tensor, permutations: Tensor, sample_index: Tensor) -> Calibration:
+    """The statistics of the last token's attention alone, without a diagnosis; arguments as of :func:`calibrate`."""
     _check(evidence, targets)
     log_attention_mean = evidence.attention.clamp_min(EPS).log().mean(0)
     x = centred_log_attention(evidence.attention, log_attention_mean)
+    guessed = _inferred_targets(evidence.attention, log_attention_mean, x, permutations, sample_index)
     return Calibration(
         log_p_obs_geometric=_by_target(evidence.log_probs, targets),
         log_p_obs_arithmetic=_by_target(evidence.log_probs.exp(), targets).clamp_min(EPS).log(),
@@ -37,8 +64,12 @@ def calibrate(evidence: Evidence, targets: Tensor, permutations: Tensor, sample_
         log_pride_prior=_pride_prior(evidence.log_probs, sample_index).log(),
         log_attention_mean=log_attention_mean,
         head_information=information(x, targets),
-        head_information_label_free=_label_free(evidence.attention, log_attention_mean, x, permutations, sample_index),
+        head_information_label_free=information(x, guessed),
         num_samples=len(sample_index.unique()),
+        head_qr=qr_score(evidence.attention, targets),
+        head_core=core_score(evidence.attention, targets),
+        head_qr_label_free=qr_score(evidence.attention, guessed),
+        head_core_label_free=core_score(evidence.attention, guessed),
     )
 
 
@@ -47,31 +78,21 @@ def log_mean_probability(log_probs: Tensor) -> Tensor:
     return log_probs.logsumexp(0) - torch.tensor(len(log_probs), dtype=log_probs.dtype).log()
 
 
-def information(x: Tensor, targets: Tensor) -> Tensor:
-    """g, (L, H), in nats: log N plus the mean log-probability of the target under softmax of ``x`` (P, L, H, N).
-
-    0 is what a head that ignores the images gets; log N is the most there is. Negative values count as 0.
-    """
-    log_p = x.log_softmax(-1)
-    of_target = log_p.gather(-1, targets.view(-1, 1, 1, 1).expand(*log_p.shape[:3], 1)).squeeze(-1)
-    return (torch.tensor(float(x.shape[-1]), dtype=x.dtype).log() + of_target.mean(0)).clamp_min(0)
-
-
-def _label_free(
+def _inferred_targets(
     attention: Tensor, log_attention_mean: Tensor, x: Tensor, permutations: Tensor, sample_index: Tensor
 ) -> Tensor:
-    """Information per head (L, H) with each sample's target inferred by vote of its own shifts."""
+    """(P,) target of each pass, inferred by vote of its sample's own shifts."""
     weights = torch.zeros(attention.shape[1:3], dtype=attention.dtype)  # no head known yet: all count the same
+    guessed = torch.zeros(len(attention), dtype=torch.long)
     for _ in range(LABEL_FREE_ROUNDS):
         scores = head_score(attention, log_attention_mean, weights)
         by_image = torch.zeros_like(scores).scatter(1, permutations, scores)
-        guessed = torch.zeros(len(scores), dtype=torch.long)
         for sample in sample_index.unique():
             members = sample_index == sample
             image = by_image[members].mean(0).argmax()
             guessed[members] = (permutations[members] == image).long().argmax(1)
         weights = information(x, guessed)
-    return weights
+    return guessed
 
 
 def _by_target(values: Tensor, targets: Tensor) -> Tensor:

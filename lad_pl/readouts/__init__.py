@@ -10,9 +10,12 @@ from lad_pl.readouts.builtin import (
     agd,
     agd_head,
     agd_head_label_free,
+    auto,
     batch_calibration,
     head_information,
     head_information_label_free,
+    head_top,
+    head_top_label_free,
     pride,
     pride_reference,
     purified_attention,
@@ -20,7 +23,7 @@ from lad_pl.readouts.builtin import (
     vanilla,
 )
 from lad_pl.readouts.equations import EPS, check_top_layers, corrected, log_bias, log_mass, posterior, top_layer_masses
-from lad_pl.readouts.heads import centred_log_attention, head_score, head_weights
+from lad_pl.readouts.heads import centred_log_attention, head_score, head_weights, top_heads, weighted_heads
 from lad_pl.readouts.registry import (
     FACTORS,
     READOUTS,
@@ -34,7 +37,7 @@ from lad_pl.readouts.registry import (
     readout,
     scale_of,
 )
-from lad_pl.readouts.settings import ReadoutSettings, Recipe
+from lad_pl.readouts.settings import HeadScore, ReadoutSettings, Recipe
 
 __all__ = [
     "EPS",
@@ -42,6 +45,7 @@ __all__ = [
     "READOUTS",
     "Factor",
     "HeadInformation",
+    "HeadScore",
     "Readout",
     "ReadoutSettings",
     "Recipe",
@@ -50,6 +54,7 @@ __all__ = [
     "agd",
     "agd_head",
     "agd_head_label_free",
+    "auto",
     "batch_calibration",
     "centred_log_attention",
     "check_names",
@@ -58,6 +63,8 @@ __all__ = [
     "head_information",
     "head_information_label_free",
     "head_score",
+    "head_top",
+    "head_top_label_free",
     "head_weights",
     "log_bias",
     "log_mass",
@@ -69,6 +76,8 @@ __all__ = [
     "raw_attention",
     "readout",
     "scale_of",
+    "top_heads",
     "top_layer_masses",
     "vanilla",
+    "weighted_heads",
 ]

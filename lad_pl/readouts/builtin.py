@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeVar
+
 from torch import Tensor
 
+from lad_pl.errors import UserError
 from lad_pl.readouts.equations import corrected, log_bias, posterior, top_layer_masses
-from lad_pl.readouts.heads import head_score
-from lad_pl.readouts.registry import ReadoutSettings, readout
+from lad_pl.readouts.heads import head_weights, top_heads, weighted_heads
+from lad_pl.readouts.registry import READOUTS, Factor, log_probabilities, readout
+from lad_pl.readouts.settings import ReadoutSettings
 from lad_pl.types import Calibration, Evidence
+
+_AGD: tuple[Factor, ...] = ("recipe", "top_layers", "temperature", "layers", "num_calibration")
 
 # ---------------------------------------------------------------------------------------- from the logits alone
 
@@ -56,7 +63,7 @@ def purified_attention(evidence: Evidence, calibration: Calibration, settings: R
     return posterior(evidence, calibration, settings)
 
 
-@readout(depends_on=("recipe", "top_layers", "temperature", "layers", "num_calibration"), per_head=False)
+@readout(depends_on=_AGD, per_head=False)
 def agd(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Attention-guided debiasing (eq. 13-14): log-probabilities minus the bias expected under the posterior."""
     return corrected(evidence.log_probs, posterior(evidence, calibration, settings), calibration, settings.recipe)
@@ -64,34 +71,61 @@ def agd(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings)
 
 # ------------------------------------------------------------------- from attention, heads weighted by information
 
+_HEADS: tuple[Factor, ...] = (*_AGD, "head_exponent")
+_TOP: tuple[Factor, ...] = ("layers", "top_heads", "head_score", "num_calibration")
 
-@readout(depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", information="head_information")
+
+@readout(depends_on=_HEADS, scale="nats", information="head_information")
 def head_information(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
-    """Centred log attention, averaged over all heads with weight g^e; g is each head's information in nats."""
-    return head_score(
-        evidence.attention, calibration.log_attention_mean, calibration.head_information, settings.head_exponent
-    )
+    """Centred log attention, averaged over all heads with weight g^e; g is each head's information in nats.
+
+    Labels are few and heads many, so chance alone makes some head look informative. With ``settings.head_fallback`` the
+    scores are agd's (divided by tau, so that they are nats) unless samples left out of the calibration support the
+    heads: :class:`~lad_pl.types.Diagnosis`.
+    """
+    if not supported("head_information", calibration, settings):
+        return agd(evidence, calibration, settings) / settings.temperature
+    weights = head_weights(calibration.head_information, settings.head_exponent)
+    return weighted_heads(evidence.attention, calibration.log_attention_mean, weights)
 
 
 @readout(
     depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", information="head_information_label_free"
 )
 def head_information_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
-    """:func:`head_information` with g estimated without the calibration set's labels."""
-    return head_score(
-        evidence.attention,
-        calibration.log_attention_mean,
-        calibration.head_information_label_free,
-        settings.head_exponent,
-    )
+    """:func:`head_information` with g estimated without the calibration set's labels, and so without a test of them."""
+    weights = head_weights(calibration.head_information_label_free, settings.head_exponent)
+    return weighted_heads(evidence.attention, calibration.log_attention_mean, weights)
 
 
-@readout(
-    depends_on=("recipe", "temperature", "layers", "head_exponent", "num_calibration"),
-    information="head_information",
-)
+@readout(depends_on=tuple(dict.fromkeys((*_AGD, *_TOP))), scale="nats")
+def head_top(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
+    """Centred log attention, averaged over the ``settings.top_heads`` heads with the highest score.
+
+    The score is ``settings.head_score``: that of QRHead (arXiv 2506.09944), of CoRe heads (arXiv 2510.02219), or the
+    information in nats. ``settings.head_fallback`` as for :func:`head_information`.
+    """
+    if not supported("head_top", calibration, settings):
+        return agd(evidence, calibration, settings) / settings.temperature
+    weights = top_heads(_head_scores(calibration, settings, ""), settings.top_heads)
+    return weighted_heads(evidence.attention, calibration.log_attention_mean, weights)
+
+
+@readout(depends_on=_TOP, scale="nats")
+def head_top_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
+    """:func:`head_top` with scores estimated without the calibration set's labels, and so without a test of them."""
+    weights = top_heads(_head_scores(calibration, settings, "_label_free"), settings.top_heads)
+    return weighted_heads(evidence.attention, calibration.log_attention_mean, weights)
+
+
+@readout(depends_on=_HEADS, information="head_information")
 def agd_head(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
-    """Eq. 13-14 with the posterior softmax(tau * head_information score) in place of eq. 12."""
+    """Eq. 13-14 with the posterior softmax(tau * head_information score) in place of eq. 12.
+
+    agd itself where samples left out of the calibration do not support the heads, as for :func:`head_information`.
+    """
+    if not supported("head_information", calibration, settings):
+        return agd(evidence, calibration, settings)
     pi = (settings.temperature * head_information(evidence, calibration, settings)).softmax(-1)
     return corrected(evidence.log_probs, pi, calibration, settings.recipe)
 
@@ -104,3 +138,47 @@ def agd_head_label_free(evidence: Evidence, calibration: Calibration, settings: 
     """:func:`agd_head` on the label-free score."""
     pi = (settings.temperature * head_information_label_free(evidence, calibration, settings)).softmax(-1)
     return corrected(evidence.log_probs, pi, calibration, settings.recipe)
+
+
+# ------------------------------------------------------------------------------------- what the calibration supports
+
+
+@readout(depends_on=_HEADS)
+def auto(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
+    """The scores, as log-probabilities, of the readout that samples left out of the calibration support.
+
+    That is vanilla, pride or agd, or head_information where it is better beyond noise:
+    :func:`lad_pl.calibrate.diagnose`.
+
+    Raises:
+        UserError: the calibration is of an earlier version, which did not measure this.
+    """
+    name = _measured(calibration.diagnosis, "auto").auto
+    settings = replace(settings, head_fallback=False)
+    return log_probabilities(name, READOUTS[name].function(evidence, calibration, settings), settings)
+
+
+def supported(name: str, calibration: Calibration, settings: ReadoutSettings) -> bool:
+    """Whether a readout of single heads is read, and not agd in its place.
+
+    Calibrations of earlier versions did not measure it: there it always is.
+    """
+    if not settings.head_fallback or calibration.diagnosis is None:
+        return True
+    return name in calibration.diagnosis.supported
+
+
+def _head_scores(calibration: Calibration, settings: ReadoutSettings, suffix: str) -> Tensor:
+    return _measured(getattr(calibration, f"head_{settings.head_score}{suffix}"), f"head_top{suffix}")
+
+
+T = TypeVar("T")
+
+
+def _measured(value: T | None, name: str) -> T:
+    if value is None:
+        raise UserError(
+            f"{name} needs a calibration of this version of lad_pl; run fit again: it computes it from the evidence "
+            "that is stored."
+        )
+    return value

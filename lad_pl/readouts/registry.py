@@ -15,7 +15,9 @@ from lad_pl.readouts.settings import ReadoutSettings
 from lad_pl.types import Calibration, Evidence
 
 Score = Callable[[Evidence, Calibration, ReadoutSettings], Tensor]
-Factor = Literal["recipe", "top_layers", "temperature", "layers", "head_exponent", "num_calibration"]
+Factor = Literal[
+    "recipe", "top_layers", "temperature", "layers", "head_exponent", "top_heads", "head_score", "num_calibration"
+]
 FACTORS: tuple[Factor, ...] = get_args(Factor)
 """What the choices of a readout may depend on: fields of :class:`ReadoutSettings`, which layers are captured, and how
 many samples are calibrated on."""
@@ -51,7 +53,13 @@ class Readout:
             raise UserError(f"Readout {self.name} has scale '{self.scale}'; choose from {', '.join(get_args(Scale))}.")
 
     def __call__(self, evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
-        """Scores (B, N)."""
+        """Scores (B, N).
+
+        Raises:
+            UserError: ``settings.rows`` asks for attention that was not read, or as the function itself.
+        """
+        if "layers" in self.depends_on:  # it reads attention
+            evidence, calibration = evidence.of_rows(settings.rows), calibration.of_rows(settings.rows)
         return self.function(evidence, calibration, settings)
 
 
