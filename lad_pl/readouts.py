@@ -192,6 +192,24 @@ def raw_attention(evidence: Evidence, calibration: Calibration, settings: Readou
     return masses.mean(1)
 
 
+@readout(depends_on=("layers",), scale="attention_mass")
+def caption_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
+    """Attention mass from the caption's tokens on each image, mean over all captured layers and heads.
+
+    In-Context Re-ranking (arXiv 2410.02642) without its calibration; no prior is removed.
+
+    Raises:
+        UserError: the evidence has no attention of the caption's tokens.
+    """
+    if evidence.caption_attention is None:
+        raise UserError(
+            "The evidence has no attention of the captions' tokens. If an earlier version of lad_pl stored it, run the "
+            "command that did again (fit, test, validate or predict) with --model.overwrite true; otherwise some "
+            "caption's tokens cannot be told from the text around it or see no later image: choose other readouts."
+        )
+    return evidence.caption_attention.mean((1, 2))
+
+
 # The temperature sharpens the posterior, and leaves the order of the images as it is.
 @readout(depends_on=("recipe", "top_layers", "layers", "num_calibration"), scale="posterior", per_head=False)
 def purified_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
