@@ -197,11 +197,13 @@ class Evidence:
             return self
         if self.caption_attention is None:
             raise UserError(
-                f"readout.rows is {rows}, but this evidence has no attention of the captions' tokens: it was stored by "
-                "an earlier version, or a caption stands before an image. Compute it again with --model.overwrite true."
+                "The evidence has no attention of the captions' tokens. If an earlier version of lad_pl stored it, run "
+                "the command that did again (fit, test, validate or predict) with --model.overwrite true; otherwise "
+                "some caption's tokens cannot be told from the text around it or see no later image: choose other "
+                "readouts, and readout.rows last."
             )
         masses = [self.caption_attention] if rows == "caption" else [self.attention, self.caption_attention]
-        return Evidence.from_heads(self.log_probs, torch.cat(masses, 2))
+        return Evidence.from_heads(self.log_probs, torch.cat(masses, 2), self.caption_attention)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Evidence:
         values = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -19,7 +19,7 @@ from lad_pl.evidence.table import as_stored
 from lad_pl.generate.prompt_registry import PromptRegistry
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.types import Evidence
-from lad_pl.vlm.capture import AttentionMass, capture
+from lad_pl.vlm.capture import AttentionMass
 from lad_pl.vlm.context import check_context
 from lad_pl.vlm.model import VisionLanguageModel
 from lad_pl.vlm.spans import ImageBlocks
@@ -58,7 +58,7 @@ class Prefill:
             raise self.problem
         assert self.mass is not None
         assert self.log_probs is not None
-        return as_stored(Evidence.from_heads(self.log_probs, self.mass.stacked()))
+        return as_stored(Evidence.from_heads(self.log_probs, self.mass.stacked(), self.mass.of_captions()))
 
 
 class PrefillCapture:
@@ -126,16 +126,15 @@ class PrefillCapture:
         lengths = torch.tensor([prefill.length - start for start in starts])
         check_context(self._vlm.model.config, lengths, self._registry.num_candidates, None, self._trie.depth)
         positions = torch.full_like(prefill.input_ids, -1)
+        captions = torch.zeros_like(prefill.input_ids, dtype=torch.bool)
         for row, (start, images) in enumerate(zip(starts, blocks, strict=True)):
             ids = prefill.input_ids[row, start:]
             positions[row, start:] = self._registry.positions(ids, images)
+            captions[row, start:] = self._registry.caption_tokens(ids, images)
         cacheless = self._trie.needs_continuation and options.get("past_key_values") is None
         if cacheless:
             options = {**options, "past_key_values": self._cache(), "use_cache": True}
-        vlm = self._vlm
-        with capture(
-            vlm.layers.attention, self._layers, positions, self._registry.num_candidates, vlm.backend
-        ) as prefill.mass:
+        with self._vlm.capture(self._layers, positions, self._registry.num_candidates, captions) as prefill.mass:
             output = forward(**options)
         prefill.log_probs = self._candidates(output, options, starts, prefill)
         if cacheless:

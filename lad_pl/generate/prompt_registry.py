@@ -19,6 +19,7 @@ from transformers import ProcessorMixin
 
 from lad_pl.errors import UserError
 from lad_pl.types import PermutedSample, Sample
+from lad_pl.vlm.caption import squeezed
 from lad_pl.vlm.encoder import PromptEncoder
 from lad_pl.vlm.spans import ImageBlocks
 
@@ -70,6 +71,10 @@ class PromptRegistry:
         """(S,) position of the image that each token of a prompt without padding belongs to, or -1."""
         return self._encoder.spans.positions(input_ids, blocks, self._encoder.prompt.spans)
 
+    def caption_tokens(self, input_ids: Tensor, blocks: ImageBlocks) -> Tensor:
+        """(S,) which tokens of a prompt without padding hold characters of its caption; none if that cannot be told."""
+        return self._encoder.caption_between(input_ids.tolist(), blocks.extents[-1][1], self._around_caption)
+
     def unpadded(self, input_ids: Tensor) -> Tensor:
         """A prompt (S,) without its padding on the left."""
         tokenizer = self._tokenizer
@@ -84,7 +89,7 @@ class PromptRegistry:
                 f"The calibration is for {self.num_candidates} images, the prompt has {len(blocks.visual)}."
             )
         before, after = self._text
-        written = _squeezed(self._tokenizer.decode(ids[blocks.extents[-1][1] :]))
+        written = squeezed(self._tokenizer.decode(ids[blocks.extents[-1][1] :]))
         if not written.endswith(after) or before not in written.removesuffix(after):
             raise UserError(
                 "The prompt's text is not the calibration's: put text(caption) after the images, in one user turn, "
@@ -107,10 +112,11 @@ class PromptRegistry:
         chat = self._encoder.chat(self._encoder.turns([{"type": "image"}] * self.num_candidates, text))
         placeholder = str(self._encoder.processor.image_token)  # type: ignore[attr-defined]
         before, _, after = chat.rpartition(placeholder)[2].rpartition(caption)
-        return self._as_decoded(before), self._as_decoded(after)
+        return self._encoder.as_decoded(before), self._encoder.as_decoded(after)
 
-    def _as_decoded(self, text: str) -> str:
-        return _squeezed(self._tokenizer.decode(self._encoder.token_ids(text)))
+    @functools.cached_property
+    def _around_caption(self) -> list[str]:
+        return self._encoder.around_caption(self.num_candidates)
 
     @functools.cached_property
     def _visual_tokens(self) -> tuple[int, ...]:
@@ -161,10 +167,6 @@ def watched(
 
 def _key(input_ids: Tensor) -> bytes:
     return hashlib.blake2b(input_ids.to(torch.int64).numpy().tobytes(), digest_size=16).digest()
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def _listed(counts: Sequence[int]) -> str:

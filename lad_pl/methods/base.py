@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lad_pl.data.permutations import Permutation
@@ -34,7 +35,7 @@ class MethodSettings:
     sofa_every: int = 2
     """sofa and sofa_paper soften the first of every so many decoder layers."""
     content_free: str = "N/A"
-    """The caption that says nothing, of the contextual_... methods."""
+    """The caption that says nothing, of the contextual_... methods and icr."""
     thought_tokens: int = 1024
     """Longest chain of thought of cot, in tokens."""
     chains: int = 10
@@ -71,17 +72,21 @@ class MethodOutput:
     """Evidence of the same prompts under a content-free caption."""
     texts: tuple[tuple[str, ...], ...] | None = None
     """The generated texts of each prompt."""
+    icr: Tensor | None = None
+    """(B, N) scores of In-Context Re-ranking."""
 
     @staticmethod
     def concat(parts: Sequence[MethodOutput]) -> MethodOutput:
         """The prompts of several parts of a batch, one after the other."""
         content_free = [part.content_free for part in parts if part.content_free is not None]
         texts = [text for part in parts for text in part.texts or ()]
+        icr = [part.icr for part in parts if part.icr is not None]
         return MethodOutput(
             Evidence.concat([part.evidence for part in parts]),
             max(part.forwards for part in parts),
             Evidence.concat(content_free) if content_free else None,
             tuple(texts) if texts else None,
+            torch.cat(icr) if len(icr) == len(parts) else None,
         )
 
 

@@ -12,6 +12,7 @@ from lad_pl.readouts.builtin import (
     agd_head_label_free,
     auto,
     batch_calibration,
+    caption_attention,
     head_information,
     head_information_label_free,
     head_top,
@@ -20,6 +21,7 @@ from lad_pl.readouts.builtin import (
     pride_reference,
     purified_attention,
     raw_attention,
+    supported,
     vanilla,
 )
 from lad_pl.readouts.equations import EPS, check_top_layers, corrected, log_bias, log_mass, posterior, top_layer_masses
@@ -56,6 +58,7 @@ __all__ = [
     "agd_head_label_free",
     "auto",
     "batch_calibration",
+    "caption_attention",
     "centred_log_attention",
     "check_names",
     "check_top_layers",
@@ -76,6 +79,7 @@ __all__ = [
     "raw_attention",
     "readout",
     "scale_of",
+    "supported",
     "top_heads",
     "top_layer_masses",
     "vanilla",

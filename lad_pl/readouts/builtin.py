@@ -56,6 +56,19 @@ def raw_attention(evidence: Evidence, calibration: Calibration, settings: Readou
     return masses.mean(1)
 
 
+@readout(depends_on=("layers",), scale="attention_mass")
+def caption_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
+    """Attention mass from the caption's tokens on each image, mean over all captured layers and heads.
+
+    In-Context Re-ranking (arXiv 2410.02642) without its calibration; no prior is removed, and ``settings.rows`` is of no
+    account.
+
+    Raises:
+        UserError: the evidence has no attention of the caption's tokens.
+    """
+    return evidence.of_rows("caption").attention.mean((1, 2))
+
+
 # The temperature sharpens the posterior, and leaves the order of the images as it is.
 @readout(depends_on=("recipe", "top_layers", "layers", "num_calibration"), scale="posterior", per_head=False)
 def purified_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
@@ -71,10 +84,11 @@ def agd(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings)
 
 # ------------------------------------------------------------------- from attention, heads weighted by information
 
-_HEADS: tuple[Factor, ...] = (*_AGD, "head_exponent")
+_HEADS: tuple[Factor, ...] = ("layers", "head_exponent", "num_calibration")
 _TOP: tuple[Factor, ...] = ("layers", "top_heads", "head_score", "num_calibration")
 
 
+# Where the scores are agd's, sweep holds what only these depend on at the run's own values.
 @readout(depends_on=_HEADS, scale="nats", information="head_information")
 def head_information(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Centred log attention, averaged over all heads with weight g^e; g is each head's information in nats.
@@ -89,16 +103,14 @@ def head_information(evidence: Evidence, calibration: Calibration, settings: Rea
     return weighted_heads(evidence.attention, calibration.log_attention_mean, weights)
 
 
-@readout(
-    depends_on=("layers", "head_exponent", "num_calibration"), scale="nats", information="head_information_label_free"
-)
+@readout(depends_on=_HEADS, scale="nats", information="head_information_label_free")
 def head_information_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """:func:`head_information` with g estimated without the calibration set's labels, and so without a test of them."""
     weights = head_weights(calibration.head_information_label_free, settings.head_exponent)
     return weighted_heads(evidence.attention, calibration.log_attention_mean, weights)
 
 
-@readout(depends_on=tuple(dict.fromkeys((*_AGD, *_TOP))), scale="nats")
+@readout(depends_on=_TOP, scale="nats")
 def head_top(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Centred log attention, averaged over the ``settings.top_heads`` heads with the highest score.
 
@@ -118,7 +130,7 @@ def head_top_label_free(evidence: Evidence, calibration: Calibration, settings: 
     return weighted_heads(evidence.attention, calibration.log_attention_mean, weights)
 
 
-@readout(depends_on=_HEADS, information="head_information")
+@readout(depends_on=("recipe", "temperature", *_HEADS), information="head_information")
 def agd_head(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Eq. 13-14 with the posterior softmax(tau * head_information score) in place of eq. 12.
 
@@ -130,10 +142,7 @@ def agd_head(evidence: Evidence, calibration: Calibration, settings: ReadoutSett
     return corrected(evidence.log_probs, pi, calibration, settings.recipe)
 
 
-@readout(
-    depends_on=("recipe", "temperature", "layers", "head_exponent", "num_calibration"),
-    information="head_information_label_free",
-)
+@readout(depends_on=("recipe", "temperature", *_HEADS), information="head_information_label_free")
 def agd_head_label_free(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """:func:`agd_head` on the label-free score."""
     pi = (settings.temperature * head_information_label_free(evidence, calibration, settings)).softmax(-1)
@@ -143,7 +152,7 @@ def agd_head_label_free(evidence: Evidence, calibration: Calibration, settings: 
 # ------------------------------------------------------------------------------------- what the calibration supports
 
 
-@readout(depends_on=_HEADS)
+@readout(depends_on=(*_AGD, "head_exponent"))
 def auto(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """The scores, as log-probabilities, of the readout that samples left out of the calibration support.
 

@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lad_pl.errors import UserError
 from lad_pl.files import atomic_write, read_json, remove_leftovers
 from lad_pl.provenance import first_difference, library_versions
+from lad_pl.readouts import ReadoutSettings
 from lad_pl.run.lock import check_claims, claim, locked
 
 CALIBRATION = "calibration.ckpt"
@@ -131,7 +133,7 @@ class RunFolder:
         if overwrite or recorded is None or not output.exists():
             return
         comparable = {name: value for name, value in settings.items() if name in recorded["settings"] or name != _NEW}
-        difference = first_difference(recorded["settings"], comparable)
+        difference = first_difference(_with_defaults(recorded["settings"]), comparable)
         if difference:
             difference = _in_words(difference, recorded.get("chosen", {}), chosen)
             raise UserError(
@@ -158,6 +160,13 @@ class RunFolder:
         if not isinstance(recorded, dict) or not all("settings" in entry for entry in recorded.values()):
             raise UserError(f"{path} is damaged; choose another run folder.")
         return recorded
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings, those of the readouts that earlier versions did not have at their defaults."""
+    if "readout" not in settings:
+        return dict(settings)
+    return {**settings, "readout": {**asdict(ReadoutSettings()), **settings["readout"]}}
 
 
 def _in_words(difference: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lad_pl.calibrate import calibrate, log_mean_probability
+from lad_pl.errors import UserError
 from lad_pl.evidence.store import read_prompts, stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.metrics.counts import METRICS, UNREADABLE, Counts, count, finite
@@ -130,12 +131,19 @@ def score_methods(
         methods: names of the methods to keep.
 
     Raises:
-        UserError: as :func:`score_store`.
+        UserError: as :func:`score_store`; or a method's evidence gives no scores.
     """
     first, *others = runners
     results = score_store(first.store.path, calibration, settings, readouts)
     for runner in others:
         results.add(runner, settings)
+    for name in methods:
+        if name not in results.choices:
+            raise UserError(
+                f"The evidence has no scores of {name}. If an earlier version of lad_pl stored it, run again with "
+                "--model.overwrite true; otherwise some caption's tokens cannot be told from the text around it or see "
+                "no later image: choose other methods."
+            )
     results.keep((*readouts, *methods))
     return results
 

@@ -90,19 +90,18 @@ def tokens_between(ids: Sequence[int], start: int, before: str, after: str, deco
     Args:
         ids: S token ids of the prompt.
         start: the first token of the text that begins with ``before``.
-        before: what stands before the caption, decoded from its tokens; blanks do not count.
+        before: what stands before the caption, decoded from its tokens and without blanks.
         after: what stands between the caption and the prompt's end, likewise.
         decode: from token ids to their text.
     """
     chosen = torch.zeros(len(ids), dtype=torch.bool)
-    sizes = len(squeezed(before)), len(squeezed(after))
     first, last = start, len(ids)
-    while first < last and len(squeezed(decode(ids[start : first + 1]))) <= sizes[0]:
+    while first < last and len(squeezed(decode(ids[start : first + 1]))) <= len(before):
         first += 1
-    while last > first and len(squeezed(decode(ids[last - 1 :]))) <= sizes[1]:
+    while last > first and len(squeezed(decode(ids[last - 1 :]))) <= len(after):
         last -= 1
     text = squeezed(decode(ids[start:]))
-    if text.startswith(squeezed(before)) and text.endswith(squeezed(after)):
+    if text.startswith(before) and text.endswith(after):
         chosen[first:last] = True
     return chosen
 

@@ -21,7 +21,7 @@ from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec, identifiers
 from lad_pl.provenance import short_digest
 from lad_pl.types import Batch, PermutedSample
-from lad_pl.vlm.caption import MARKER, aligned, caption_spans, tokens_between, tokens_of_spans
+from lad_pl.vlm.caption import MARKER, aligned, caption_spans, squeezed, tokens_between, tokens_of_spans
 from lad_pl.vlm.chat_template import ChatTemplate, turn, words
 from lad_pl.vlm.content_free import CONTENT_FREE, swap_text
 from lad_pl.vlm.spans import ImageBlocks, ImageSpans
@@ -189,11 +189,12 @@ class PromptEncoder:
         placeholder = str(self.processor.image_token)  # type: ignore[attr-defined]
         if len(around) != 2 or placeholder not in around[0] or placeholder in around[1]:
             return torch.zeros(len(ids), dtype=torch.bool)
-        before, after = (self._as_decoded(text) for text in (around[0].rpartition(placeholder)[2], around[1]))
+        before, after = (self.as_decoded(text) for text in (around[0].rpartition(placeholder)[2], around[1]))
         return tokens_between(ids, end_of_images, before, after, self.tokenizer.decode)
 
-    def _as_decoded(self, text: str) -> str:
-        return self.tokenizer.decode(self.token_ids(text))
+    def as_decoded(self, text: str) -> str:
+        """A text as its tokens are decoded, without blanks, which templates trim."""
+        return squeezed(self.tokenizer.decode(self.token_ids(text)))
 
     def _batch(self, items: Sequence[PermutedSample], encoded: Sequence[EncodedSample]) -> Batch:
         rows = [row for sample in encoded for row in sample.rows]

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,20 +202,20 @@ class VisionLanguageModel:
         self, inputs: dict[str, Any], cache: DynamicCache | None, batch: Batch, layers: Sequence[int]
     ) -> tuple[Any, AttentionMass]:
         """Forward pass: the model's output, and the attention mass."""
-        reading = capture(
-            self.layers.attention,
-            layers,
-            batch.position_of_token,
-            batch.image_rows.shape[1],
-            self.backend,
-            batch.caption_tokens,
-            self.model.get_decoder(),
-        )
+        reading = self.capture(layers, batch.position_of_token, batch.image_rows.shape[1], batch.caption_tokens)
         with self.tensor_parallel.computing(), reading as mass:
             output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
         if cache is not None:
             cache.activate_past_recording()  # lets sliding windows be rolled back
         return output, mass
+
+    def capture(
+        self, layers: Sequence[int], position_of_token: Tensor, num_candidates: int, caption_tokens: Tensor
+    ) -> AbstractContextManager[AttentionMass]:
+        """Read attention from this model's forward passes; see :func:`lad_pl.vlm.capture.capture`."""
+        decoder = self.model.get_decoder()
+        modules = self.layers.attention
+        return capture(modules, layers, position_of_token, num_candidates, self.backend, caption_tokens, decoder)
 
     def _scored(self, trie: AnswerTrie, output: Any, mass: AttentionMass, inputs: dict[str, Any]) -> Evidence:
         attention, caption = mass.stacked(), mass.of_captions()

@@ -53,12 +53,19 @@ class Subject:
     def plain_inputs(
         self, entry: PermutedSample, permutation: tuple[int, ...], prompt: PromptSpec = PLAIN
     ) -> tuple[dict[str, Tensor], list[Any]]:
-        """All images of one permutation processed anew; the model's inputs, and (start, end) in tokens of the text
-        that the processor wrote for each image."""
+        """Inputs and image tokens of :meth:`plain_prompt`."""
+        return self.plain_prompt(entry, permutation, prompt)[:2]
+
+    def plain_prompt(
+        self, entry: PermutedSample, permutation: tuple[int, ...], prompt: PromptSpec = PLAIN
+    ) -> tuple[dict[str, Tensor], list[Any], list[int]]:
+        """All images of one permutation processed anew; the model's inputs, the tokens of the text that the processor
+        wrote for each image, and those that hold characters of the caption."""
         text = prompt.text(entry.sample.caption, len(permutation))
         content = [{"type": "image", "image": entry.images[p]} for p in permutation]
+        turns = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         inputs = self.vlm.processor.apply_chat_template(
-            [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
+            turns,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -66,15 +73,27 @@ class Subject:
             processor_kwargs={"return_offsets_mapping": True, "return_text_replacement_offsets": True},
         )
         characters = inputs.pop("offset_mapping")[0].tolist()
-        written = [entry["new_span"] for entry in inputs.pop("text_replacement_offsets")[0]]
+        replaced = inputs.pop("text_replacement_offsets")[0]
+        written = [image["new_span"] for image in replaced]
         spans = [
             [token for token, (start, end) in enumerate(characters) if first <= start < end <= last]
             for first, last in written
         ]
+        chat = self.vlm.processor.apply_chat_template(turns, add_generation_prompt=True)
+        grown = sum(len(image["replacement"]) - len(image["text"]) for image in replaced)
+        # Two processors write something before the chat.
+        chat = " " * (max(last for _, last in characters) - grown - len(chat)) + chat
+        for image in reversed(replaced):
+            start, end = image["span"]
+            chat = chat[:start] + image["replacement"] + chat[end:]
+        start = chat.index(f"Caption: {entry.sample.caption}\nAnswer") + len("Caption: ")
+        end = start + len(entry.sample.caption)
+        caption = [token for token, (first, last) in enumerate(characters) if first < end and last > start]
         # Some processors write half precision.
-        return {
+        inputs = {
             name: value.to(self.eager.dtype) if value.is_floating_point() else value for name, value in inputs.items()
-        }, spans
+        }
+        return inputs, spans, caption
 
 
 def decoder_layers(model: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -96,15 +97,18 @@ def test_evidence_equals_plain_eager_forwards(subject: Subject, rule: str, measu
     assert torch.isfinite(evidence.log_probs).all()
     eager = VisionLanguageModel(subject.eager, vlm.processor)
     assert (vlm.backend, eager.backend) == ("sdpa", "eager")
-    masses = {"sdpa": evidence.attention, "eager": eager.evidence(batch, trie, subject.readable).attention}
+    both = {"sdpa": evidence, "eager": eager.evidence(batch, trie, subject.readable)}
+    masses = {name: found.attention for name, found in both.items()}
+    masses |= {f"caption, {name}": found.caption_attention for name, found in both.items()}
     row, logit_error, mass_error = 0, 0.0, dict.fromkeys(masses, 0.0)
     lengths = set()
     for entry in entries:
         for permutation in entry.permutations:
-            inputs, written = subject.plain_inputs(entry, permutation)
+            inputs, written, caption = subject.plain_prompt(entry, permutation)
             ids = inputs["input_ids"][0]
             kept = batch.tokens["attention_mask"][row].bool()
             assert batch.tokens["input_ids"][row][kept].tolist() == ids.tolist()
+            assert batch.caption_tokens[row][kept].nonzero().flatten().tolist() == caption
             visual = [[token for token in span if ids[token] == encoder.spans.image_token] for span in written]
             lengths |= {len(span) for span in visual}
             spans = visual if rule == "visual" else [delimited(vlm, family, ids, span) for span in visual]
@@ -112,12 +116,13 @@ def test_evidence_equals_plain_eager_forwards(subject: Subject, rule: str, measu
                 logits = subject.eager(**inputs).logits[0, -1]
             assert sorted(maps) == subject.readable
             for place, layer in enumerate(subject.readable):
-                last = maps[layer][0, :, -1]
-                expected = torch.stack([last[:, span].sum(-1) for span in spans], -1)
-                assert expected.std() > 1e-4  # a model that looks everywhere alike would pass with any spans
-                for backend, mass in masses.items():
-                    error = float((mass[row, place] - expected).abs().max())
-                    mass_error[backend] = max(mass_error[backend], error)
+                last, mean = maps[layer][0, :, -1], maps[layer][0, :, caption].mean(1)
+                for kind, seen in (("", last), ("caption, ", mean)):
+                    expected = torch.stack([seen[:, span].sum(-1) for span in spans], -1)
+                    assert expected.std() > 1e-4  # a model that looks everywhere alike would pass with any spans
+                    for backend in both:
+                        error = float((masses[kind + backend][row, place] - expected).abs().max())
+                        mass_error[kind + backend] = max(mass_error[kind + backend], error)
             if lead(family):
                 expected = trie.log_probs(partial(plain_logits, subject, inputs))[0]
             else:
@@ -129,6 +134,28 @@ def test_evidence_equals_plain_eager_forwards(subject: Subject, rule: str, measu
     for backend, error in mass_error.items():
         assert measured(family, f"mass, {backend}", error) < 1e-5
     assert measured(family, "features", logit_error) < 1e-4
+
+
+def test_the_captions_attention_to_every_token(subject: Subject, measured) -> None:
+    """What In-Context Re-ranking reads: of the prompts, and of their content-free ones on the same keys and values."""
+    encoder = subject.vlm.encoder(PromptSpec(image_size=None))
+    entries = [subject.entry(4, 1), subject.entry(4, 1, 1)]
+    batch = encoder.with_content_free(entries)
+    assert batch.content_free is not None
+    passes = subject.vlm.passes_with_content_free(batch, encoder.answer_trie(4), subject.readable)
+    worst = 0.0
+    for text, prompts, found in zip((None, "N/A"), (batch, batch.content_free), passes, strict=True):
+        assert found.caption_on_tokens is not None
+        for row, entry in enumerate(entries):
+            shown = entry if text is None else replace(entry, sample=replace(entry.sample, caption=text))
+            inputs, _, caption = subject.plain_prompt(shown, entry.permutations[0])
+            with torch.no_grad(), full_maps(subject.eager) as maps:
+                subject.eager(**inputs)
+            expected = sum(maps[layer][0, :, caption].mean(1).sum(0) for layer in subject.readable)
+            kept = prompts.tokens["attention_mask"][row].bool()
+            assert prompts.caption_tokens[row][kept].nonzero().flatten().tolist() == caption
+            worst = max(worst, float((found.caption_on_tokens[row][kept] - expected).abs().max()))
+    assert measured(subject.family, "caption on tokens", worst / len(subject.readable)) < 1e-5
 
 
 def lead(family: Family) -> str:
@@ -175,6 +202,9 @@ def test_the_batch_does_not_matter(subject: Subject, measured) -> None:
             other = together[2 * i + j : 2 * i + j + 1]
             log_prob_error = max(log_prob_error, float((alone.log_probs - other.log_probs).abs().max()))
             mass_error = max(mass_error, float((alone.attention - other.attention).abs().max()))
+            assert alone.caption_attention is not None and other.caption_attention is not None
+            caption_error = float((alone.caption_attention - other.caption_attention).abs().max())
+            mass_error = max(mass_error, caption_error)
     assert measured(subject.family, "batch, log-probability", log_prob_error) < 1e-4
     assert measured(subject.family, "batch, mass", mass_error) < 1e-5
 

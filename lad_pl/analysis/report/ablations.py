@@ -21,6 +21,8 @@ _FACTORS = {
     "temperature": "tau",
     "layers": "layers",
     "head_exponent": "exponent",
+    "top_heads": "heads",
+    "head_score": "by",
     "num_calibration": "calibrated on",
 }
 _METRICS = {"accuracy": "accuracy", "accuracy_std": "std", "rstd": "RStd", "consistency": "consistency"}

@@ -7,10 +7,12 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lad_pl.calibrate import calibrate
 from lad_pl.errors import UserError, check_at_least
 from lad_pl.evidence.table import EvidenceRecords
+from lad_pl.readouts import ReadoutSettings
 from lad_pl.types import Calibration
 
 ALL, EACH = "all", "each"
@@ -136,10 +138,14 @@ class Calibrations:
 
     Args:
         records: every calibration sample under its N cyclic shifts.
+        settings: the run's own choices.
     """
 
-    def __init__(self, records: EvidenceRecords) -> None:
-        self._records = records
+    def __init__(self, records: EvidenceRecords, settings: ReadoutSettings = ReadoutSettings()) -> None:  # noqa: B008
+        evidence = records.evidence
+        if settings.rows == "last":  # there is no use for the captions' rows
+            evidence = replace(evidence, caption_attention=None)
+        self._records, self._settings = replace(records, evidence=evidence), settings
         self._sample_indices = records.sample_index.unique().tolist()
         self._rows = {
             index: (records.sample_index == index).nonzero().flatten().tolist() for index in self._sample_indices
@@ -159,20 +165,20 @@ class Calibrations:
         """Ids of the samples with these indices."""
         return [self._records.ids[self._rows[self._sample_indices[sample]][0]] for sample in samples]
 
-    def of(self, subset: CalibrationSubset | None, layers: LayerSet | None, label_free: bool = False) -> Calibration:
+    def of(self, subset: CalibrationSubset | None, layers: LayerSet | None, heads: bool = False) -> Calibration:
         """The calibration on some samples and layers.
 
         Args:
             subset: the samples; all if None.
             layers: the layers; all if None.
-            label_free: whether the information without labels is to be that of these layers alone, as it is when only
-                they are captured: there the heads of all layers vote on the targets together. It is that of all layers
-                otherwise, which is faster.
+            heads: whether what concerns all heads together is to be that of these layers alone, as it is when only they
+                are captured: whether heads know the answer at all, and the vote on the targets without labels. It is
+                that of all layers otherwise, which is faster.
         """
         samples = tuple(range(len(self))) if subset is None else subset.samples
         every_layer = tuple(range(self.num_layers))
         chosen = every_layer if layers is None else layers.indices
-        if chosen == every_layer or label_free:
+        if chosen == every_layer or heads:
             return self._calibrated(samples, chosen)
         return _on_layers(self._calibrated(samples, every_layer), chosen)
 
@@ -182,17 +188,26 @@ class Calibrations:
             records = self._records
             evidence = records.evidence[rows].of_layers(list(layers))
             self._made[samples, layers] = calibrate(
-                evidence, records.targets[rows], records.permutations[rows], records.sample_index[rows]
+                evidence,
+                records.targets[rows],
+                records.permutations[rows],
+                records.sample_index[rows],
+                self._settings,
             )
         return self._made[samples, layers]
 
 
 def _on_layers(calibration: Calibration, layers: tuple[int, ...]) -> Calibration:
     chosen = list(layers)
-    return replace(
-        calibration,
-        attention_prior=calibration.attention_prior[chosen],
-        log_attention_mean=calibration.log_attention_mean[chosen],
-        head_information=calibration.head_information[chosen],
-        head_information_label_free=calibration.head_information_label_free[chosen],
-    )
+    values: dict[str, Any] = {name: getattr(calibration, name)[chosen] for name in _BY_LAYER}
+    for name in ("caption", "both"):
+        of_rows: Calibration | None = getattr(calibration, name)
+        values[name] = of_rows and _on_layers(of_rows, layers)
+    return replace(calibration, **values)
+
+
+_BY_LAYER = (
+    *("attention_prior", "log_attention_mean", "head_information", "head_information_label_free"),
+    *("head_qr", "head_core", "head_qr_label_free", "head_core_label_free"),
+)
+"""The fields of a calibration whose first axis is the layers."""

@@ -14,6 +14,8 @@ def sweep(
     temperature: list[float] | float | None = None,
     layers: list[str | int] | str | int | None = None,
     head_exponent: list[float] | float | None = None,
+    top_heads: list[int] | int | None = None,
+    head_score: list[str] | str | None = None,
     num_calibration: list[int] | int | None = None,
     draws: int = 20,
     seed: int = 0,
@@ -36,6 +38,8 @@ def sweep(
         layers: sets of stored layers, as the model counts them: 21 for one layer, 21-35, 21+23+30, all, or each for
             every layer by itself.
         head_exponent: e, where the readouts of single heads weight a head by its information to the power of e.
+        top_heads: how many heads head_top reads.
+        head_score: what it ranks them by: information, qr, core.
         num_calibration: how many of the stored calibration samples to calibrate on.
         draws: how many calibration subsets of that size to try; all there are if there are fewer.
         seed: of the subsets.
@@ -58,6 +62,8 @@ def sweep(
         "temperature": temperature,
         "layers": layers,
         "head_exponent": head_exponent,
+        "top_heads": top_heads,
+        "head_score": head_score,
         "num_calibration": num_calibration,
     }
     stored_run = StoredRun(Path(run), stage)

@@ -19,7 +19,7 @@ from lad_pl.analysis.sweep.settings_grid import Setting
 from lad_pl.calibrate import log_mean_probability
 from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.metrics import METRICS, finite
-from lad_pl.readouts import EPS, READOUTS, HeadInformation, ReadoutSettings, corrected, head_weights
+from lad_pl.readouts import EPS, READOUTS, HeadInformation, ReadoutSettings, corrected, head_weights, supported
 from lad_pl.run.scoring import count_choices
 from lad_pl.types import Evidence
 
@@ -90,10 +90,10 @@ class Evaluation:
         for number in self._called:
             setting = self.settings[number]
             readout = READOUTS[setting.readout]
-            key = setting.layers, readout.per_head
+            key = setting.layers, readout.per_head or self._run.rows != "last"
             if key not in on_layers:
                 on_layers[key] = _on_layers(evidence, *key)
-            calibration = self._calibrations.of(setting.subset, setting.layers, label_free=readout.per_head)
+            calibration = self._calibrations.of(setting.subset, setting.layers, heads=readout.per_head)
             if self._batch_prior is not None:
                 calibration = replace(calibration, log_batch_prior=self._batch_prior)
             yield number, readout(on_layers[key], calibration, setting.readout_settings(self._run)).argmax(-1)
@@ -103,22 +103,28 @@ class Evaluation:
     def _of_weighted(self, evidence: Evidence) -> Iterator[tuple[int, Tensor]]:
         if not self._by_weighting:
             return
-        num_prompts, num_layers, num_heads, n = evidence.attention.shape
-        logs = evidence.attention.clamp_min(EPS).log()
+        attention = evidence.of_rows(self._run.rows).attention
+        num_prompts, num_layers, num_heads, n = attention.shape
+        logs = attention.clamp_min(EPS).log()
         flat = logs.permute(1, 2, 0, 3).reshape(num_layers * num_heads, num_prompts * n)
         for weightings, weights, offsets in self._weights:
             scores = (weights @ flat).view(-1, num_prompts, n) - offsets[:, None]
             scores -= scores.mean(-1, keepdim=True)
             for weighting, score in zip(weightings, scores, strict=True):
                 for number in self._by_weighting[weighting]:
-                    yield number, self._weighted_choice(self.settings[number], evidence.log_probs, score)
+                    yield number, self._weighted_choice(self.settings[number], evidence, score)
 
-    def _weighted_choice(self, setting: Setting, log_probs: Tensor, score: Tensor) -> Tensor:
-        if READOUTS[setting.readout].scale == "nats":
+    def _weighted_choice(self, setting: Setting, evidence: Evidence, score: Tensor) -> Tensor:
+        readout, settings = READOUTS[setting.readout], setting.readout_settings(self._run)
+        calibration = self._calibrations.of(setting.subset, setting.layers, heads=True)
+        if readout.information == "head_information" and not supported(
+            "head_information", calibration.of_rows(settings.rows), settings
+        ):
+            return readout(_on_layers(evidence, setting.layers, True), calibration, settings).argmax(-1)
+        if readout.scale == "nats":
             return score.argmax(-1)
-        settings = setting.readout_settings(self._run)
         pi = (settings.temperature * score).softmax(-1)
-        return corrected(log_probs, pi, self._calibrations.of(setting.subset, None), settings.recipe).argmax(-1)
+        return corrected(evidence.log_probs, pi, calibration, settings.recipe).argmax(-1)
 
     @cached_property
     def _weights(self) -> list[tuple[list[Weighting], Tensor, Tensor]]:
@@ -135,8 +141,7 @@ class Evaluation:
         return blocks
 
     def _weight(self, weighting: Weighting) -> tuple[Tensor, Tensor]:
-        label_free = weighting.information == "head_information_label_free"
-        calibration = self._calibrations.of(weighting.subset, weighting.layers, label_free)
+        calibration = self._calibrations.of(weighting.subset, weighting.layers, heads=True).of_rows(self._run.rows)
         weights = head_weights(getattr(calibration, weighting.information), weighting.exponent)
         on_all_layers = weights.new_zeros(self._calibrations.num_layers, weights.shape[1])
         on_all_layers[slice(None) if weighting.layers is None else list(weighting.layers.indices)] = weights

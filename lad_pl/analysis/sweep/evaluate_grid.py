@@ -66,7 +66,7 @@ def _read(run: StoredRun) -> tuple[EvidenceRecords, Calibrations, Stored]:
     """The tested prompts with the mean over heads, the calibration prompts, and the choices that they leave."""
     report, settings = run.report, run.readout
     prompts = run.prompts(heads=False)
-    calibrations = Calibrations(run.calibration_prompts())
+    calibrations = Calibrations(run.calibration_prompts(), settings)
     layers = tuple(report["layers"])
     if not len(layers) == prompts.evidence.layer_attention.shape[1] == calibrations.num_layers:
         raise UserError(f"The evidence in {run.path} is not that of its metrics.json; run fit and test again.")
@@ -83,7 +83,7 @@ def _results(
     grid: SettingsGrid, run: StoredRun, stored: Stored, prompts: EvidenceRecords, calibrations: Calibrations
 ) -> list[Result]:
     evaluation = Evaluation(grid.settings, calibrations, stored.readout, prompts.evidence.log_probs)
-    heads = any(READOUTS[setting.readout].per_head for setting in grid.settings)
+    heads = stored.readout.rows != "last" or any(READOUTS[each.readout].per_head for each in grid.settings)
     parts: Iterable[EvidenceRecords] = stream_prompts(run.folder.evidence(run.stage)) if heads else [prompts]
     console = Console(stderr=True)
     choices = track(

@@ -45,7 +45,9 @@ def write_plots(folder: Path, grid: SettingsGrid, summaries: Sequence[Summary], 
 
 def make_plots(grid: SettingsGrid, summaries: Sequence[Summary], run: SweptRun) -> list[Plot]:
     """The readouts side by side, where there are several, and accuracy over every varied factor."""
-    factors = [factor for factor in grid.varied if factor != "recipe" and series(grid, summaries, factor)]
+    factors = [
+        factor for factor in grid.varied if factor not in ("recipe", "head_score") and series(grid, summaries, factor)
+    ]
     side_by_side = [_components_plot(grid, summaries, run)] if len(components(grid, summaries)) > 1 else []
     return [*side_by_side, *(_factor_plot(factor, grid, summaries, run) for factor in factors)]
 

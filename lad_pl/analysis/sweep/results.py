@@ -22,6 +22,8 @@ LABELS = {
     "temperature": "temperature of the posterior, tau",
     "layers": "captured layers",
     "head_exponent": "exponent e of the heads' weights g^e",
+    "top_heads": "heads read by head_top",
+    "head_score": "score of the heads",
     "num_calibration": "calibration samples",
 }
 _SHORT = {
@@ -30,6 +32,8 @@ _SHORT = {
     "temperature": "tau = {}",
     "layers": "layers {}",
     "head_exponent": "weights g^{}",
+    "top_heads": "{} heads",
+    "head_score": "by {}",
     "num_calibration": "{} calibration samples",
 }
 _CHOSEN_HERE = (

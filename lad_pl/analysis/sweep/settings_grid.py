@@ -17,7 +17,7 @@ from lad_pl.analysis.sweep.calibration_subsets import (
     usual_layer_sets,
 )
 from lad_pl.errors import UserError
-from lad_pl.readouts import FACTORS, READOUTS, ReadoutSettings, Recipe, check_names
+from lad_pl.readouts import FACTORS, READOUTS, HeadScore, ReadoutSettings, Recipe, check_names
 
 COMPONENTS = (
     "vanilla",
@@ -32,11 +32,13 @@ COMPONENTS = (
 _USUAL: dict[str, tuple[float, ...]] = {
     "temperature": (0.5, 1, 2, 3, 5, 7, 10, 20),
     "head_exponent": (0, 0.5, 1, 2, 3, 4),
+    "top_heads": (1, 2, 4, 8, 16, 32),
     "top_layers": (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60, 80),
     "num_calibration": (1, 2, 3, 5, 10, 20, 50, 100, 200),
 }
 _REAL = ("temperature", "head_exponent")
-_SETTINGS = ("recipe", "top_layers", "temperature", "head_exponent")
+_SETTINGS = ("recipe", "top_layers", "temperature", "head_exponent", "top_heads", "head_score")
+_CHOICES: dict[str, tuple[str, ...]] = {"recipe": get_args(Recipe), "head_score": get_args(HeadScore)}
 """The factors that are fields of ReadoutSettings."""
 Values = Mapping[str, Sequence[Any]]
 """Values to try, by factor."""
@@ -52,6 +54,8 @@ class Setting:
     temperature: float | None = None
     layers: LayerSet | None = None
     head_exponent: float | None = None
+    top_heads: int | None = None
+    head_score: HeadScore | None = None
     num_calibration: int | None = None
     subset: CalibrationSubset | None = None
 
@@ -63,7 +67,8 @@ class Setting:
         """What the readout is computed with: these choices, and the run's own where they do not matter."""
         chosen = {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
         # A K that the layers do not have must not fail a readout that has no use for it.
-        return replace(run, **{"top_layers": 1, **chosen})
+        fitting = run.top_layers if self.layers is None else min(run.top_layers, len(self.layers))
+        return replace(run, **{"top_layers": fitting, **chosen})
 
 
 def factors_of(readout: str, run: ReadoutSettings) -> tuple[str, ...]:
@@ -174,12 +179,13 @@ def _check(given: dict[str, tuple[Any, ...]], stored: Stored) -> None:
     """Check every value, and replace the names of layers by the layers."""
     if "layers" in given:
         given["layers"] = layer_sets(given["layers"], stored.layers)
-    for name in ("top_layers", "temperature", "head_exponent"):
+    for name in ("top_layers", "temperature", "head_exponent", "top_heads"):
         for value in given.get(name, ()):
             ReadoutSettings(**{name: value})
-    unknown = [recipe for recipe in given.get("recipe", ()) if recipe not in get_args(Recipe)]
-    if unknown:
-        raise UserError(f"--recipe is '{unknown[0]}'; choose from {', '.join(get_args(Recipe))}.")
+    for name, choices in _CHOICES.items():
+        unknown = [value for value in given.get(name, ()) if value not in choices]
+        if unknown:
+            raise UserError(f"--{name} is '{unknown[0]}'; choose from {', '.join(choices)}.")
     smallest: LayerSet = min(given.get("layers", (all_layers(stored.layers),)), key=len)
     most = max(given.get("top_layers", (1,)))
     if most > len(smallest):
@@ -218,8 +224,8 @@ def _ablations(stored: Stored, readouts: Sequence[str], combine: Any) -> Setting
 
 def _usual(factor: str, stored: Stored) -> tuple[Any, ...]:
     own = stored.values()[factor]
-    if factor == "recipe":
-        return tuple(dict.fromkeys((own, *get_args(Recipe))))
+    if factor in _CHOICES:
+        return tuple(dict.fromkeys((own, *_CHOICES[factor])))
     if factor == "layers":
         return usual_layer_sets(stored.layers)
     most = {"top_layers": len(stored.layers), "num_calibration": stored.num_calibration}.get(factor)
