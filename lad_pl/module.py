@@ -98,8 +98,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.costs: dict[str, Any] | None = None
         """The content of costs.json after ``test`` or ``validate``."""
         self._results: Results | None = None
-        self._calibration_path = Path()
-        self._from_folder = False
+        self._calibration_path, self._from_folder = Path(), False
         self.processes: ProcessWatcher | None = None
         """Watches the other processes of the run, if there are several."""
         self._anchor = nn.Parameter(torch.zeros(()))  # never trained: DDP refuses a module without a parameter
@@ -225,7 +224,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Calibrate, and write the calibration with its provenance."""
         self._finish_stores()
-        self.calibration = on_rank_zero(self.trainer, partial(calibrate_store, self.runners[0].store.path))
+        made = partial(calibrate_store, self.runners[0].store.path, self.readout)
+        self.calibration = on_rank_zero(self.trainer, made)
         self._from_folder, self._calibration_path = False, self.run_folder.calibration
         assert self.vlm is not None
         self.provenance = {

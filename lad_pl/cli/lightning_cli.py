@@ -10,6 +10,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from lad_pl.analysis.photo_ranking import rank_photos, ranking_table, write_contact_sheet
 from lad_pl.analysis.table import metrics_table, recall_table
-from lad_pl.calibrate import load_calibration
+from lad_pl.calibrate import lines, load_calibration
 from lad_pl.cli.commands import LIGHTNING_COMMANDS
 from lad_pl.cli.configuration import with_configs
 from lad_pl.cli.parser import StrictParser, with_paths
@@ -30,7 +31,7 @@ from lad_pl.cli.photo_options import HELP, add_photo_options, translated
 from lad_pl.cli.safety import check_appended, check_typed
 from lad_pl.cli.stage_help import CKPT_PATH, StageHelp
 from lad_pl.data import MultiImageData, PhotoData
-from lad_pl.errors import UserError, say
+from lad_pl.errors import UserError, printable, say
 from lad_pl.files import asset, atomic_write, expanded
 from lad_pl.module import AttentionGuidedDebiasing
 from lad_pl.run.folder import RunFolder
@@ -179,10 +180,12 @@ class CLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": path, **_DECIDED[subcommand]}
 
     def after_fit(self) -> None:
-        """Print where the calibration is."""
+        """Print what the calibration samples tell, and where the calibration is."""
         if not self.model.provenance:
             raise UserError(f"Nothing was calibrated on; {_NO_LIMITS}.")
         report = self.model.provenance
+        for line in lines(self.model.calibration.of_rows(self.model.readout.rows)):
+            self._print(line)
         self._print(
             f"Calibrated on {report['num_samples']} samples under {report['num_candidates']} cyclic shifts: "
             f"{self.model.run_folder.calibration}"
@@ -357,4 +360,18 @@ def _prepare() -> None:
     yaml.SafeDumper.add_multi_representer(LightningEnum, lambda dumper, member: dumper.represent_str(member.value))
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    warnings.formatwarning = _as_warning
     warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF blocks and large photos; what is broken is an error
+
+
+def _as_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Warnings of lad_pl without the line of code that gives them."""
+    if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+        return f"lad_pl: {printable(str(message))}\n"
+    return _PLAIN(message, category, filename, lineno, line)
+
+
+_PACKAGE = Path(__file__).parents[1]
+_PLAIN = warnings.formatwarning

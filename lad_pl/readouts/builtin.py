@@ -60,8 +60,8 @@ def raw_attention(evidence: Evidence, calibration: Calibration, settings: Readou
 def caption_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Attention mass from the caption's tokens on each image, mean over all captured layers and heads.
 
-    In-Context Re-ranking (arXiv 2410.02642) without its calibration; no prior is removed, and ``settings.rows`` is of no
-    account.
+    In-Context Re-ranking (arXiv 2410.02642) without its calibration: no prior is removed, and ``settings.rows`` does
+    not matter.
 
     Raises:
         UserError: the evidence has no attention of the caption's tokens.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lad_pl.calibrate import calibrate, log_mean_probability
+from lad_pl.calibrate import calibrate, log_mean_probability, warning
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import read_prompts, stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
@@ -86,19 +86,18 @@ class Results:
             }
 
 
-def calibrate_store(path: str | Path) -> Calibration:
+def calibrate_store(path: str | Path, settings: ReadoutSettings = ReadoutSettings()) -> Calibration:  # noqa: B008
     """Calibrate on the calibration passes of a finished store.
+
+    Args:
+        path: of the store.
+        settings: with which the readouts are tried on samples that are left out.
 
     Raises:
         UserError: the store cannot be read; or as :func:`lad_pl.calibrate.calibrate`.
     """
     records = read_prompts(path)
-    calibration = calibrate(records.evidence, records.targets, records.permutations, records.sample_index)
-    if not calibration.head_information.any():
-        warnings.warn(
-            "No head's attention finds the correct image of the calibration samples; all weigh the same.", stacklevel=2
-        )
-    return calibration
+    return calibrate(records.evidence, records.targets, records.permutations, records.sample_index, settings)
 
 
 def score_store(path: str | Path, calibration: Calibration, settings: ReadoutSettings, names: Sequence[str]) -> Results:
@@ -133,6 +132,9 @@ def score_methods(
     Raises:
         UserError: as :func:`score_store`; or a method's evidence gives no scores.
     """
+    doubt = warning(calibration.of_rows(settings.rows))
+    if doubt and any(name != "auto" and "layers" in READOUTS[name].depends_on for name in readouts):
+        warnings.warn(doubt, stacklevel=2)
     first, *others = runners
     results = score_store(first.store.path, calibration, settings, readouts)
     for runner in others:

@@ -127,10 +127,11 @@ def synthetic_prompts(
         + attention_bias
         + 0.5 * loudness
     )
-    noise = 0.5 * _normal(moving, len(order), layers, heads, n)
+    noise, caption_noise = (0.5 * _normal(moving, len(order), layers, heads, n) for _ in range(2))
+    masses, caption_masses = (0.004 / n * (marks + each - 2).exp() for each in (noise, caption_noise))
     rows = torch.arange(len(order))
     return EvidenceRecords(
-        evidence=as_stored(Evidence.from_heads(logits.log_softmax(-1), 0.004 / n * (marks + noise - 2).exp())),
+        evidence=as_stored(Evidence.from_heads(logits.log_softmax(-1), masses, caption_masses)),
         targets=is_correct.argmax(1),
         permutations=order,
         sample_index=sample_index,

@@ -9,6 +9,7 @@ from lad_pl.analysis.bootstrap import Difference
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
 from lad_pl.analysis.report.sections import gain
 from lad_pl.analysis.table import percent, points
+from lad_pl.calibrate import warning
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def make_headline(run: ReportedRun) -> Headline:
     )
     found = gain(run)
     title, lead = _alone(run) if found is None else _compared(run, found)
+    doubt = warning(run.run.calibration.of_rows(run.run.readout.rows))
+    lead = f"{lead} {doubt}" if doubt else lead
     return Headline(about, title, lead, _tiles(run))
 
 

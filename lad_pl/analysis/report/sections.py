@@ -28,6 +28,7 @@ from lad_pl.analysis.report.results import (
     reliability_table,
 )
 from lad_pl.analysis.table import Table, interval, percent, points
+from lad_pl.calibrate import lines
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def run_sections(run: ReportedRun) -> list[Section]:
     return [
         Section("answers", "Answers by position", confusion_plots(run)),
         Section("logits", "Logits by position", [profile_plot(run)]),
-        Section("attention", "Attention by position", [attention_plot(run)]),
+        Section("attention", "Attention by position", [attention_plot(run)], notes=_known(run)),
         Section("recall", "Recall by position", [recall_plot(run)], [recall_table(run)]),
         *_difference_sections(run),
         *_reliability_sections(run),
@@ -90,6 +91,12 @@ def confusion_plots(run: ReportedRun) -> list[Plot]:
         figure = figures.confusion_figure(shares)
         plots.append(Plot("confusion_all", figure, "The same for every method.", "Rows and columns as above."))
     return plots
+
+
+def _known(run: ReportedRun) -> list[str]:
+    """What the calibration samples tell about the attention; nothing where an earlier version made the calibration."""
+    calibration = run.run.calibration.of_rows(run.run.readout.rows)
+    return [] if calibration.diagnosis is None else [f"{line}." for line in lines(calibration)]
 
 
 def profile_plot(run: ReportedRun) -> Plot:
