@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -33,9 +34,10 @@ def passes(seed: int, n: int, **options: float) -> dict[str, np.ndarray]:
     return reference.synthetic_evidence(seed, n=n, layers=5, heads=3, **options)
 
 
-def ours(data: dict[str, np.ndarray]) -> Calibration:
+def ours(data: dict[str, np.ndarray], caption: np.ndarray | None = None) -> Calibration:
+    rows = None if caption is None else torch.tensor(caption)
     return calibrate(
-        Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"])),
+        Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]), rows),
         torch.tensor(data["targets"]),
         torch.tensor(np.array(data["permutations"])),
         torch.tensor(data["samples"]),
@@ -60,6 +62,7 @@ def test_calibration_equals_the_reference(seed: int, n: int) -> None:
         "log_attention_mean": "log_attention_mean",
         "head_information": "head_information",
         "head_information_label_free": "head_information_label_free",
+        **{name: name for name in ("head_qr", "head_core", "head_qr_label_free", "head_core_label_free")},
     }
     for name, reference_name in names.items():
         np.testing.assert_allclose(getattr(calibration, name), expected[reference_name], atol=1e-9, err_msg=name)
@@ -75,10 +78,14 @@ def test_every_readout_equals_the_reference(seed: int, n: int, recipe: str, k: i
     data, test = passes(seed, n, signal=0.3), passes(seed + 100, n, signal=0.3)
     calibration, expected = ours(data), theirs(data)
     evidence = Evidence.from_heads(torch.tensor(test["log_probs"]), torch.tensor(test["attention"]))
-    settings = ReadoutSettings(recipe=recipe, top_layers=k, temperature=tau)
+    heads = {"head_score": ("information", "qr", "core")[k % 3], "top_heads": 3 * k}
+    settings = ReadoutSettings(recipe=recipe, top_layers=k, temperature=tau, head_fallback=False, **heads)
     compared = set()
     for row in range(len(evidence)):
-        scores = reference.correct(test["log_probs"][row], test["attention"][row], expected, recipe, k=k, tau=tau)
+        prompt = test["log_probs"][row], test["attention"][row]
+        scores = reference.correct(
+            *prompt, expected, recipe, k, tau, head_score_name=heads["head_score"], top_heads=heads["top_heads"]
+        )
         for name, score in scores.items():
             got = READOUTS[name](evidence[row : row + 1], calibration, settings)[0].numpy()
             np.testing.assert_allclose(got, score, atol=1e-8, err_msg=name)
@@ -87,7 +94,30 @@ def test_every_readout_equals_the_reference(seed: int, n: int, recipe: str, k: i
     mean = np.log(np.exp(data["log_probs"]).mean(0))
     got = READOUTS["batch_calibration"](evidence, calibration, settings)
     np.testing.assert_allclose(got, test["log_probs"] - mean, atol=1e-8)
-    assert compared | {"batch_calibration"} == set(READOUTS)
+    assert compared | {"batch_calibration", "caption_attention", "auto"} == set(READOUTS)
+
+
+@pytest.mark.parametrize("rows", ["caption", "both"])
+def test_the_captions_rows_are_heads_like_others(rows: str) -> None:
+    data, test, other, other_test = (passes(seed, 4, signal=1.0) for seed in (0, 100, 7, 107))
+    both = [np.concatenate([of["attention"], more["attention"]], 2) for of, more in ((data, other), (test, other_test))]
+    attention = {"caption": (other["attention"], other_test["attention"]), "both": both}[rows]
+    expected = theirs({**data, "attention": attention[0]})
+    calibration = ours(data, caption=other["attention"])
+    evidence = Evidence.from_heads(*(torch.tensor(of) for of in (test["log_probs"], test["attention"], attention[1])))
+    evidence = replace(evidence, caption_attention=torch.tensor(other_test["attention"]))
+    settings = ReadoutSettings(rows=rows, head_fallback=False)
+    for row in range(len(evidence)):
+        scores = reference.correct(test["log_probs"][row], attention[1][row], expected)
+        for name, score in scores.items():
+            got = READOUTS[name](evidence[row : row + 1], calibration, settings)[0].numpy()
+            np.testing.assert_allclose(got, score, atol=1e-8, err_msg=name)
+    got = READOUTS["caption_attention"](evidence, calibration, settings)
+    np.testing.assert_allclose(got, other_test["attention"].mean((1, 2)), atol=1e-12)
+    with pytest.raises(UserError, match="no attention of the captions"):
+        READOUTS["agd"](replace(evidence, caption_attention=None), calibration, settings)
+    with pytest.raises(UserError, match="run fit again"):
+        READOUTS["agd"](evidence, ours(data), settings)
 
 
 def test_the_recipes_differ() -> None:
@@ -102,9 +132,9 @@ def test_the_recipes_differ() -> None:
 def test_no_head_knows_anything_all_count_the_same() -> None:
     data = passes(0, 4)
     calibration = ours(data)
-    silent = Calibration(**{**calibration.state(), "head_information": torch.zeros(5, 3).double()})
+    silent = replace(calibration, head_information=torch.zeros(5, 3).double())
     evidence = Evidence.from_heads(torch.tensor(data["log_probs"]), torch.tensor(data["attention"]))
-    score = READOUTS["head_information"](evidence, silent, ReadoutSettings())
+    score = READOUTS["head_information"](evidence, silent, ReadoutSettings(head_fallback=False))
     x = evidence.attention.log() - calibration.log_attention_mean
     np.testing.assert_allclose(score, (x - x.mean(-1, keepdim=True)).mean((1, 2)), atol=1e-9)
 

@@ -8,6 +8,7 @@ same in all of its passes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -43,9 +44,11 @@ def diagnose(
 ) -> Diagnosis:
     """Try the readouts on samples that are left out of the calibration.
 
-    ``supported`` are the readouts of single heads that are better than chance (p at most 0.01) and than agd. ``auto``
-    is the best of vanilla, pride and agd, or head_information if that is supported and better still. "Better" compares
-    mean log-likelihoods.
+    One readout is better than another if its mean log-likelihood is higher and its accuracy no lower; the readouts of
+    single heads, whose choice of heads fits noise, have to be so by more than two standard errors over samples, unless
+    they are correct in every pass, and at a p-value of at most 0.01. ``supported`` are those of them that are better
+    than agd. ``auto`` starts from vanilla, goes on to pride if that is better, to agd if that is better and the
+    attention is not at chance (p at most 0.05), and to head_information if that is better.
 
     Args:
         statistics: makes a calibration from passes: :func:`lad_pl.calibrate.statistics`.
@@ -62,12 +65,37 @@ def diagnose(
     tables = {name: _aligned(log_probs, targets, sample_index) for name, log_probs in left_out.items()}
     if not tables:
         return Diagnosis()
-    accuracy = {name: float((of.argmax(-1) == targets).double().mean()) for name, of in left_out.items()}
-    told = {name: float(table[:, :, 0].mean(1).max()) for name, table in tables.items()}
-    p_value = {name: _p_value(table) for name, table in tables.items()}
-    supported = tuple(name for name in (HEADS, "head_top") if p_value[name] <= _SUPPORTED and told[name] > told["agd"])
-    candidates = [LOGITS, "pride", "agd", *(name for name in supported if name == HEADS)]
-    return Diagnosis(accuracy, told, p_value, supported, max(candidates, key=lambda name: told[name]))
+    found = {name: _Tried(left_out[name], tables[name], targets) for name in DIAGNOSED}
+    auto = LOGITS
+    for name in ("pride", "agd"):
+        known = name != "agd" or found[ATTENTION].p_value <= SIGNIFICANT
+        auto = name if known and found[name].better(found[auto]) else auto
+    supported = tuple(name for name in (HEADS, "head_top") if found[name].clearly_better(found["agd"]))
+    return Diagnosis(
+        accuracy={name: of.accuracy for name, of in found.items()},
+        log_likelihood={name: float(of.told.mean()) for name, of in found.items()},
+        p_value={name: of.p_value for name, of in found.items()},
+        supported=supported,
+        auto=HEADS if found[HEADS].clearly_better(found[auto]) else auto,
+    )
+
+
+class _Tried:
+    """What a readout tells about K samples that were left out."""
+
+    def __init__(self, log_probs: Tensor, table: Tensor, targets: Tensor) -> None:
+        self.accuracy = float((log_probs.argmax(-1) == targets).double().mean())
+        self.told = table[table[:, :, 0].mean(1).argmax(), :, 0]
+        """(K,) mean log-probability of the correct image."""
+        self.p_value = _p_value(table)
+
+    def better(self, other: _Tried) -> bool:
+        return bool(self.told.mean() > other.told.mean()) and self.accuracy >= other.accuracy
+
+    def clearly_better(self, other: _Tried) -> bool:
+        difference = self.told - other.told
+        beyond_noise = difference.mean() > 2 * difference.std() / math.sqrt(len(difference))
+        return self.p_value <= _SUPPORTED and self.better(other) and bool(beyond_noise or self.accuracy == 1)
 
 
 def _scores_left_out(

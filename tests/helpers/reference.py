@@ -9,6 +9,7 @@ A pass with shift `s` shows original image `(p + s) mod N` at position `p` (cycl
 `q` shows original image `q[p]` at position `p`.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -138,6 +139,58 @@ def head_information(x: np.ndarray, targets: Sequence[int]) -> np.ndarray:
     return information
 
 
+def qr_score(attention: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+    """Mean attention mass on the correct image (QRHead): (P, L, H, N) -> (L, H)."""
+    return np.mean([masses[..., target] for masses, target in zip(attention, targets, strict=True)], axis=0)
+
+
+def core_score(attention: np.ndarray, targets: Sequence[int], temperature: float = 1e-3) -> np.ndarray:
+    """Mean of `exp(a_target / t) / sum_j exp(a_j / t)` (CoRe): (P, L, H, N) -> (L, H)."""
+    passes, layers, heads, _ = attention.shape
+    score = np.zeros((layers, heads))
+    for p in range(passes):
+        for layer in range(layers):
+            for head in range(heads):
+                score[layer, head] += softmax(attention[p, layer, head] / temperature)[targets[p]] / passes
+    return score
+
+
+def top_heads_score(x: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
+    """Mean of `x` over the heads with the highest scores; the first ones of equal scores: (L, H, N), (L, H) -> (N,)."""
+    layers, heads, _ = x.shape
+    order = sorted(
+        ((layer, head) for layer in range(layers) for head in range(heads)), key=lambda place: -scores[place]
+    )
+    return np.mean([x[place] for place in order[:count]], axis=0)
+
+
+TEMPERATURES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 8, 12)
+
+
+def told(log_probs: np.ndarray, targets: Sequence[int], samples: Sequence[int]) -> float:
+    """Mean over samples of the target's log-probability, at the best temperature: (P, N), (P,), (P,)."""
+    best = -math.inf
+    for factor in TEMPERATURES:
+        by_sample: dict[int, list[float]] = {}
+        for row, target, sample in zip(log_probs, targets, samples, strict=True):
+            by_sample.setdefault(int(sample), []).append(log_softmax(factor * row)[target])
+        best = max(best, float(np.mean([np.mean(values) for values in by_sample.values()])))
+    return best
+
+
+def exact_p_value(log_probs: np.ndarray, targets: Sequence[int], samples: Sequence[int]) -> float:
+    """Share of all ways to move each sample's targets by the same number of places that are told as well."""
+    n, names = log_probs.shape[1], sorted({int(sample) for sample in samples})
+    here = told(log_probs, targets, samples)
+    moves = list(itertools.product(range(n), repeat=len(names)))
+    as_well = 0
+    for move in moves:
+        places = dict(zip(names, move, strict=True))
+        moved = [(target + places[int(sample)]) % n for target, sample in zip(targets, samples, strict=True)]
+        as_well += told(log_probs, moved, samples) >= here - 1e-9
+    return as_well / len(moves)
+
+
 def label_free_targets(
     x: np.ndarray, information: np.ndarray, samples: Sequence[int], shifts: Sequence[int]
 ) -> list[int]:
@@ -157,18 +210,17 @@ def label_free_targets(
     return [int(np.argmax(sums[int(sample)]) - shifts[p]) % n for p, sample in enumerate(samples)]
 
 
-def label_free_head_information(
-    x: np.ndarray, samples: Sequence[int], shifts: Sequence[int], rounds: int = 3
-) -> np.ndarray:
-    """`head_information` with guessed targets, starting from equal weights: (P, L, H, N) -> (L, H).
+def inferred_targets(x: np.ndarray, samples: Sequence[int], shifts: Sequence[int], rounds: int = 3) -> list[int]:
+    """The targets that the last of three rounds guesses, starting from equal weights: (P, L, H, N) -> P.
 
     Ambiguous in the text: "repeat 3 times" is read as three rounds in all, each of which guesses the targets
     with the current weights (equal ones in the first) and then measures the information against them.
     """
-    information = np.ones(x.shape[1:3])
+    information, guessed = np.ones(x.shape[1:3]), []
     for _ in range(rounds):
-        information = head_information(x, label_free_targets(x, information, samples, shifts))
-    return information
+        guessed = label_free_targets(x, information, samples, shifts)
+        information = head_information(x, guessed)
+    return guessed
 
 
 def calibrate(
@@ -222,8 +274,14 @@ def calibrate(
     result["log_attention_mean"] = np.log(attention + EPS).mean(axis=0)
     x = np.array([centred_evidence(attention[p], result["log_attention_mean"]) for p in range(passes)])
     result["head_information"] = head_information(x, targets)
+    result["head_qr"], result["head_core"] = qr_score(attention, targets), core_score(attention, targets)
     if shifts is not None:
-        result["head_information_label_free"] = label_free_head_information(x, samples, shifts)
+        guessed = inferred_targets(x, samples, shifts)
+        result["head_information_label_free"] = head_information(x, guessed)
+        result["head_qr_label_free"], result["head_core_label_free"] = (
+            qr_score(attention, guessed),
+            core_score(attention, guessed),
+        )
     return result
 
 
@@ -267,6 +325,8 @@ def correct(
     recipe: str = "reference",
     k: int = 2,
     tau: float = 5.0,
+    head_score_name: str = "information",
+    top_heads: int = 8,
 ) -> dict[str, np.ndarray]:
     """Scores (N,) of every readout of one prompt; the choice is the argmax (the first one on a tie).
 
@@ -300,6 +360,9 @@ def correct(
         scores[f"head_information{suffix}"] = score
         # The text says softmax(5 * score); 5 is taken to be tau.
         scores[f"agd_head{suffix}"] = log_probs - expected_bias(softmax(tau * score), log_bias, recipe)
+        by = calibration[f"head_{head_score_name}{suffix}"]
+        x = centred_evidence(attention, calibration["log_attention_mean"])
+        scores[f"head_top{suffix}"] = top_heads_score(x, by, top_heads)
     return scores
 
 
