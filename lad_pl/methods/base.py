@@ -124,6 +124,10 @@ class Method:
         """The settings that the evidence depends on, beside the prompt, as plain values."""
         return {}
 
+    def reads_captions(self, names: Sequence[str]) -> bool:
+        """Whether the readouts and methods of these names need the attention of the caption's tokens from its passes."""
+        return False
+
     def output(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
         """Run the model on a batch that :meth:`encode` made.
 
@@ -179,6 +183,10 @@ class DirectAnswer(Method):
 
     name = "plain"
     file_name = ""
+
+    def reads_captions(self, names: Sequence[str]) -> bool:
+        """Whether a readout does."""
+        return any(READOUTS[name].captions for name in names if name in READOUTS)
 
 
 class Forwards:

@@ -37,6 +37,10 @@ class ContextualCalibration(Method):
         """The content-free caption."""
         return {"content_free": self.settings.content_free}
 
+    def reads_captions(self, names: Sequence[str]) -> bool:
+        """For In-Context Re-ranking."""
+        return "icr" in names
+
     def output(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
         """Evidence of both, and the scores of In-Context Re-ranking."""
         own, free = vlm.passes_with_content_free(batch, trie, layers)

@@ -500,23 +500,25 @@ def test_unfinished_evidence_of_an_earlier_format_is_gone_on_with(tmp_path: Path
     store.finish(3, T)
     assert rows_of(path) is None and read_prompts(path).icr is None
     assert torch.equal(read_prompts(path).evidence.attention[T : 2 * T], sample(2).evidence.attention)
-    assert keyed(path, "123", overwrite=True).done(T) == set()
+    assert keyed(path, "123", overwrite=True, captions=True).done(T) == set()
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_overwriting_computes_what_an_earlier_format_lacks(
+def test_overwriting_computes_what_an_earlier_format_lacks_and_a_readout_needs(
     tmp_path: Path, earlier: EarlierVersion, finished: bool
 ) -> None:
     path = tmp_path / "evidence.parquet"
     earlier.add(keyed(path, "12"), "12", finish=finished)
-    store = keyed(path, "12", overwrite=True)
+    for needless in ({"overwrite": True}, {"captions": True}):
+        assert keyed(path, "12", **needless).done(T) == {0, 1}  # for what needs it, and where it may be replaced
+    store = keyed(path, "12", overwrite=True, captions=True)
     store.check()
     assert store.done(T) == set()
     add(store, "12")
     store.finish(2, T)
     assert rows_of(path) == 2 * T
     assert not [*tmp_path.glob("*.parts-*")]
-    assert keyed(path, "12", overwrite=True).done(T) == {0, 1}  # overwriting is for what differs
+    assert keyed(path, "12", overwrite=True, captions=True).done(T) == {0, 1}  # overwriting is for what differs
 
 
 def test_samples_that_come_and_go_take_nothing_from_the_others(tmp_path: Path, earlier: EarlierVersion) -> None:
@@ -537,7 +539,7 @@ def test_samples_that_come_and_go_take_nothing_from_the_others(tmp_path: Path, e
 def test_other_stores_of_an_earlier_format_lend_too(tmp_path: Path, earlier: EarlierVersion, overwrite: bool) -> None:
     source, path = tmp_path / "source.parquet", tmp_path / "evidence.parquet"
     earlier.add(keyed(source, "12"), "12", finish=True)
-    store = keyed(path, "123", overwrite=overwrite)
+    store = keyed(path, "123", overwrite=overwrite, captions=True)
     store.adopt([source], T)
     assert store.done(T) == (set() if overwrite else {0, 1})
     add(store, "123" if overwrite else "3")
@@ -556,7 +558,11 @@ def test_one_process_may_come_upon_both_kinds(tmp_path: Path) -> None:
     store.finish(3, T)
     assert rows_of(path) is None
     assert torch.equal(read_prompts(path).evidence.attention[2 * T :], sample(2).evidence.attention)
-    assert EvidenceStore(path, SETTINGS, overwrite=True).done(T) == {0, 1, 2}  # computing it anew would give the same
+    assert EvidenceStore(path, SETTINGS, overwrite=True, captions=True).done(T) == {
+        0,
+        1,
+        2,
+    }  # computing it anew would give the same
 
 
 def _restored(path: Path, content: bytes) -> Path:
