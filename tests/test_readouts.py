@@ -74,7 +74,8 @@ def test_calibration_equals_the_reference(seed: int, n: int) -> None:
 def test_every_readout_equals_the_reference(seed: int, n: int, recipe: str, k: int, tau: float) -> None:
     data, test = passes(seed, n, signal=0.3), passes(seed + 100, n, signal=0.3)
     calibration, expected = ours(data), theirs(data)
-    evidence = Evidence.from_heads(torch.tensor(test["log_probs"]), torch.tensor(test["attention"]))
+    captions = passes(seed + 200, n, signal=0.3)["attention"]
+    evidence = Evidence.from_heads(*map(torch.tensor, (test["log_probs"], test["attention"], captions)))
     settings = ReadoutSettings(recipe=recipe, top_layers=k, temperature=tau)
     compared = set()
     for row in range(len(evidence)):
@@ -87,7 +88,9 @@ def test_every_readout_equals_the_reference(seed: int, n: int, recipe: str, k: i
     mean = np.log(np.exp(data["log_probs"]).mean(0))
     got = READOUTS["batch_calibration"](evidence, calibration, settings)
     np.testing.assert_allclose(got, test["log_probs"] - mean, atol=1e-8)
-    assert compared | {"batch_calibration"} == set(READOUTS)
+    got = READOUTS["caption_attention"](evidence, calibration, settings)
+    np.testing.assert_allclose(got, np.array(captions).mean((1, 2)), atol=1e-8)
+    assert compared | {"batch_calibration", "caption_attention"} == set(READOUTS)
 
 
 def test_the_recipes_differ() -> None:
@@ -116,9 +119,8 @@ def test_attention_of_zero_stays_finite() -> None:
     attention[:, :, :, 1] = 0
     for recipe in ("reference", "paper"):
         for name, function in READOUTS.items():
-            scores = function(
-                Evidence.from_heads(torch.tensor(data["log_probs"]), attention), calibration, ReadoutSettings(recipe)
-            )
+            evidence = Evidence.from_heads(torch.tensor(data["log_probs"]), attention, attention)
+            scores = function(evidence, calibration, ReadoutSettings(recipe))
             assert scores.isfinite().all(), name
 
 

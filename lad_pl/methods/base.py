@@ -125,7 +125,7 @@ class Method:
         return {}
 
     def reads_captions(self, names: Sequence[str]) -> bool:
-        """Whether the readouts and methods of these names need the attention of the caption's tokens from its passes."""
+        """Whether the readouts and methods of these names need its passes' attention of the caption's tokens."""
         return False
 
     def output(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:

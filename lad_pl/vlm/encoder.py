@@ -137,8 +137,9 @@ class PromptEncoder:
             return replace(again, vision=own.vision)
         positions = [_with_text(before, row) for before, row in zip(own.positions, rows, strict=True)]
         start = len(own.rows[0]["input_ids"]) - own.text
-        caption = self._caption_tokens(other, rows[0]["input_ids"], start)  # all rows are alike outside their images
-        return replace(own, rows=rows, positions=positions, captions=[caption] * len(rows))
+        marks = self._caption_tokens(other, rows[0]["input_ids"], start)  # all rows have the same text at their end
+        captions = [pad(marks, (len(row["input_ids"]) - len(marks), 0)) for row in rows]
+        return replace(own, rows=rows, positions=positions, captions=captions)
 
     def _swapped(self, item: PermutedSample, other: PermutedSample, own: EncodedSample) -> list[Fields] | None:
         """The rows with the end of the text tokenised again; None where that might not be exact."""

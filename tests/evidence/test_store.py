@@ -558,11 +558,8 @@ def test_one_process_may_come_upon_both_kinds(tmp_path: Path) -> None:
     store.finish(3, T)
     assert rows_of(path) is None
     assert torch.equal(read_prompts(path).evidence.attention[2 * T :], sample(2).evidence.attention)
-    assert EvidenceStore(path, SETTINGS, overwrite=True, captions=True).done(T) == {
-        0,
-        1,
-        2,
-    }  # computing it anew would give the same
+    again = EvidenceStore(path, SETTINGS, overwrite=True, captions=True)
+    assert again.done(T) == {0, 1, 2}  # computing it anew would give the same
 
 
 def _restored(path: Path, content: bytes) -> Path:
