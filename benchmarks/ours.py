@@ -147,6 +147,9 @@ def nothing_captured(*args: Any, **kwargs: Any) -> Iterator[Any]:
         def stacked(self) -> Tensor:
             return torch.zeros(1, 1, 1, 1)
 
+        def of_captions(self) -> None:
+            return None
+
     yield Nothing()
 
 

@@ -82,8 +82,7 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         self.prompt, self.layer_choice = prompt, layers
         self.readout, self.readouts, self.rank_by = readout, tuple(dict.fromkeys(readouts)), rank_by
         self.method, self.methods = method, tuple(dict.fromkeys(methods))
-        self.overwrite = overwrite
-        self.cpu_threads = cpu_threads
+        self.overwrite, self.cpu_threads = overwrite, cpu_threads
 
         self.vlm: VisionLanguageModel | None = None
         self.layers: tuple[int, ...] = ()
@@ -150,7 +149,8 @@ class AttentionGuidedDebiasing(pl.LightningModule):
         encoder = vlm.encoder(method.prompt(self.prompt), date)
         own = {"pass": method.name, "prompt": encoder.prompt.settings(), **method.recorded_settings()}
         path, keys = self.run_folder.evidence(stage, method.file_name), self.data.keys(method.by_id)
-        store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite, keys)
+        captions = method.reads_captions((*self.readouts, self.rank_by, *self.methods), self.readout.rows)
+        store = EvidenceStore(path, {**self.evidence_settings(), **own}, self.overwrite, keys, captions)
         max_tokens = self.data.batch_tokens if self.data.batch_size == "auto" else math.inf
         return MethodRunner(method, vlm, encoder, self.layers, method.orders(self.data.orders), store, max_tokens)
 

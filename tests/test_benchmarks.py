@@ -123,12 +123,14 @@ def test_correction_and_candidates(folder: Path) -> None:
     costs = figures_of(correction, **SMALL, num_candidates=[4], memory=False, folder=str(folder))
     assert list(costs) == [
         "agd's own work, share of vanilla's time, N=4",
+        "of it for the caption's rows, N=4",
         "agd over vanilla, time, N=4",
         "vanilla, N=4",
     ]
     several = figures_of(candidates, **{**SMALL, "permutations": 1}, num_candidates=[10], folder=str(folder))
     assert several["several tokens over one, N=10"].note == "1 continuations of the prompt"
     assert costs["agd's own work, share of vanilla's time, N=4"].median > 0
+    assert costs["of it for the caption's rows, N=4"].median > 0
     assert several["the continuations' own work, share of one token's time, N=10"].median > 0
     assert all(-90 < figure.median < 900 for figure in (*costs.values(), *several.values()))
 

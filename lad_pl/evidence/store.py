@@ -57,11 +57,12 @@ class EvidenceStore:
     Args:
         path: of the Parquet file.
         settings: that all of the evidence depends on; a store of other settings is refused.
-        overwrite: replace a store of other settings instead, and one of an earlier version that lacks what evidence
-            has now.
+        overwrite: replace a store of other settings instead.
         samples: the stage's samples in their order: the key of each, by which its evidence is known whatever the other
             samples are, and its id; the settings ``samples`` and ``images``, by which earlier versions told whole sets
             apart, then count only for their evidence. Unset: samples are known by their index alone.
+        captions: whether the attention of the captions' tokens is needed; evidence of earlier versions, which lacks it,
+            is then one of other settings where it may be replaced, and taken as it is where it may not.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class EvidenceStore:
         settings: Mapping[str, Any],
         overwrite: bool = False,
         samples: Mapping[str, str] | None = None,
+        captions: bool = False,
     ) -> None:
         self.path = Path(path)
         self.settings = json.loads(json.dumps(settings))  # as it is read back: tuples become lists
@@ -77,7 +79,7 @@ class EvidenceStore:
         self._former = {name: self.settings.pop(name) for name in of_set}
         self.folder = self.path.with_name(f"{self.path.name}.parts-{short_digest(self.settings, 8)}")
         """Of the parts; each configuration has its own, so they cannot mix."""
-        self._overwrite = overwrite
+        self._overwrite, self._captions = overwrite, captions
         self._ids = None if samples is None else list(samples.values())
         self._keys = None if samples is None else list(samples)
         self._index = None if samples is None else {key: index for index, key in enumerate(samples)}
@@ -133,7 +135,7 @@ class EvidenceStore:
     def _difference_of(self, schema: pa.Schema, path: Path) -> str | None:
         """The same for one file."""
         found = self._difference(_settings(schema, path))
-        if found is None and self._overwrite and _lacks_columns(schema):
+        if found is None and self._overwrite and self._captions and _lacks_captions(schema):
             return "an earlier version's, without the attention of the caption's tokens"
         return found
 
@@ -208,7 +210,7 @@ class EvidenceStore:
         """
         for path in others:
             settings = {**self.settings, **self._former}
-            other = EvidenceStore(path, settings, self._overwrite, self._samples())
+            other = EvidenceStore(path, settings, self._overwrite, self._samples(), self._captions)
             try:
                 wanted = other.done(num_permutations) - self.done(num_permutations)
                 for table in other._tables() if wanted else ():
@@ -552,8 +554,8 @@ def _format(schema: pa.Schema) -> int:
     return _header(schema)["format"]
 
 
-def _lacks_columns(schema: pa.Schema) -> bool:
-    """Whether evidence, of an earlier format, lacks what that of today has."""
+def _lacks_captions(schema: pa.Schema) -> bool:
+    """Whether evidence, of an earlier format, lacks the attention of the captions' tokens, which that of today has."""
     return "log_probs" in schema.names and CAPTION not in schema.names and _format(schema) < SINCE[CAPTION]
 
 

@@ -73,7 +73,8 @@ class PromptRegistry:
 
     def caption_tokens(self, input_ids: Tensor, blocks: ImageBlocks) -> Tensor:
         """(S,) which tokens of a prompt without padding hold characters of its caption; none if that cannot be told."""
-        return self._encoder.caption_between(input_ids.tolist(), blocks.extents[-1][1], self._around_caption)
+        around = self._encoder.around_caption(self.num_candidates)
+        return self._encoder.caption_between(input_ids.tolist(), blocks.extents[-1][1], around)
 
     def unpadded(self, input_ids: Tensor) -> Tensor:
         """A prompt (S,) without its padding on the left."""
@@ -113,10 +114,6 @@ class PromptRegistry:
         placeholder = str(self._encoder.processor.image_token)  # type: ignore[attr-defined]
         before, _, after = chat.rpartition(placeholder)[2].rpartition(caption)
         return self._encoder.as_decoded(before), self._encoder.as_decoded(after)
-
-    @functools.cached_property
-    def _around_caption(self) -> list[str]:
-        return self._encoder.around_caption(self.num_candidates)
 
     @functools.cached_property
     def _visual_tokens(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.prompts.template import PromptSpec
 from lad_pl.readouts import READOUTS, ReadoutSettings
-from lad_pl.types import Batch, Evidence, PermutedSample
+from lad_pl.types import Batch, Evidence, PermutedSample, Rows
 
 if TYPE_CHECKING:
     from lad_pl.vlm import PromptEncoder, VisionLanguageModel
@@ -124,6 +124,15 @@ class Method:
         """The settings that the evidence depends on, beside the prompt, as plain values."""
         return {}
 
+    def reads_captions(self, names: Sequence[str], rows: Rows) -> bool:
+        """Whether its passes' attention of the caption's tokens is needed.
+
+        Args:
+            names: of the readouts and methods that are asked for.
+            rows: whose attention the readouts read.
+        """
+        return False
+
     def output(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
         """Run the model on a batch that :meth:`encode` made.
 
@@ -179,6 +188,10 @@ class DirectAnswer(Method):
 
     name = "plain"
     file_name = ""
+
+    def reads_captions(self, names: Sequence[str], rows: Rows) -> bool:
+        """Whether a readout does."""
+        return rows != "last" or any(READOUTS[name].captions for name in names if name in READOUTS)
 
 
 class Forwards:

@@ -17,7 +17,7 @@ from lad_pl.evidence.table import EvidenceRecords
 from lad_pl.methods.base import Method, MethodOutput, method
 from lad_pl.prompts.answer_trie import AnswerTrie
 from lad_pl.readouts import EPS, ReadoutSettings, top_layer_masses
-from lad_pl.types import Batch, Evidence, PermutedSample
+from lad_pl.types import Batch, Evidence, PermutedSample, Rows
 from lad_pl.vlm import PromptEncoder, VisionLanguageModel
 from lad_pl.vlm.model import Pass
 
@@ -36,6 +36,10 @@ class ContextualCalibration(Method):
     def recorded_settings(self) -> dict[str, Any]:
         """The content-free caption."""
         return {"content_free": self.settings.content_free}
+
+    def reads_captions(self, names: Sequence[str], rows: Rows) -> bool:
+        """For In-Context Re-ranking."""
+        return "icr" in names
 
     def output(self, vlm: VisionLanguageModel, batch: Batch, trie: AnswerTrie, layers: Sequence[int]) -> MethodOutput:
         """Evidence of both, and the scores of In-Context Re-ranking."""

@@ -56,7 +56,7 @@ def raw_attention(evidence: Evidence, calibration: Calibration, settings: Readou
     return masses.mean(1)
 
 
-@readout(depends_on=("layers",), scale="attention_mass")
+@readout(depends_on=("layers",), scale="attention_mass", captions=True)
 def caption_attention(evidence: Evidence, calibration: Calibration, settings: ReadoutSettings) -> Tensor:
     """Attention mass from the caption's tokens on each image, mean over all captured layers and heads.
 

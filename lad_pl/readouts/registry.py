@@ -41,6 +41,8 @@ class Readout:
     """What its scores are: log-probabilities up to a constant, a posterior, attention mass, or nats."""
     per_head: bool = True
     """Whether it reads the attention of every head; False: evidence with the mean over heads (H = 1) is enough."""
+    captions: bool = False
+    """Whether it reads the attention of the caption's tokens, which evidence of earlier versions lacks."""
     information: HeadInformation | None = None
     """The field of the calibration whose information weights the heads, where the score is :func:`head_score` (scale
     nats) or eq. 13-14 with softmax(tau * head_score) as posterior: ``sweep`` computes these together."""
@@ -81,6 +83,7 @@ def readout(
     depends_on: Sequence[Factor] = ...,
     scale: Scale = ...,
     per_head: bool = ...,
+    captions: bool = ...,
     information: HeadInformation | None = ...,
 ) -> Callable[[Score], Score]: ...
 def readout(
@@ -89,6 +92,7 @@ def readout(
     depends_on: Sequence[Factor] = FACTORS,
     scale: Scale = "log_probability",
     per_head: bool = True,
+    captions: bool = False,
     information: HeadInformation | None = None,
 ) -> Score | Callable[[Score], Score]:
     """Register a function as a readout under its name, as ``@readout`` or with arguments: fields of :class:`Readout`.
@@ -104,7 +108,7 @@ def readout(
         name = getattr(function, "__name__", None)
         if name is None:
             raise UserError(f"{function!r} has no name to register it by; write READOUTS['name'] = it.")
-        READOUTS[name] = Readout(name, function, tuple(depends_on), scale, per_head, information)
+        READOUTS[name] = Readout(name, function, tuple(depends_on), scale, per_head, captions, information)
         return function
 
     return register if function is None else register(function)

@@ -74,6 +74,7 @@ class PromptEncoder:
         self.spans = ImageSpans(self.tokenizer, image_token, placeholders)
         self.prompt = prompt
         self.template = ChatTemplate(processor, prompt.chat_template_kwargs, date)
+        self._around_caption: dict[int, list[str]] = {}
         self.date = self.template.date_in(self.turns([{"type": "image"}] * 2, prompt.text("x", 2)))
         """The day that the chat template writes into the prompts, as YYYY-MM-DD; None if it writes none."""
 
@@ -135,10 +136,9 @@ class PromptEncoder:
                 )
             return replace(again, vision=own.vision)
         positions = [_with_text(before, row) for before, row in zip(own.positions, rows, strict=True)]
-        starts = [len(row["input_ids"]) - own.text for row in own.rows]
-        captions = [
-            self._caption_tokens(other, row["input_ids"], start) for row, start in zip(rows, starts, strict=True)
-        ]
+        start = len(own.rows[0]["input_ids"]) - own.text
+        marks = self._caption_tokens(other, rows[0]["input_ids"], start)  # all rows have the same text at their end
+        captions = [pad(marks, (len(row["input_ids"]) - len(marks), 0)) for row in rows]
         return replace(own, rows=rows, positions=positions, captions=captions)
 
     def _swapped(self, item: PermutedSample, other: PermutedSample, own: EncodedSample) -> list[Fields] | None:
@@ -158,7 +158,9 @@ class PromptEncoder:
 
     def around_caption(self, num_candidates: int) -> list[str]:
         """The prompt without its caption, images as placeholders: what stands before it, between mentions, after it."""
-        return self._rendered_text(MARKER, num_candidates).split(MARKER)
+        if num_candidates not in self._around_caption:
+            self._around_caption[num_candidates] = self._rendered_text(MARKER, num_candidates).split(MARKER)
+        return self._around_caption[num_candidates]
 
     def _caption_tokens(self, item: PermutedSample, input_ids: Tensor, end_of_images: int) -> Tensor:
         """(S,) which tokens hold characters of the caption; none of them where that cannot be told.

@@ -28,8 +28,8 @@ SETTINGS = {"weights": "abc", "layers": (1, 2), "prompt": {"template": "{caption
 def evidence(prompts: int, seed: int) -> Evidence:
     generator = torch.Generator().manual_seed(seed)
     log_probs = torch.randn(prompts, N, generator=generator).log_softmax(-1)
-    decades = torch.rand(prompts, LAYERS, HEADS, N, generator=generator) * 8
-    return as_stored(Evidence.from_heads(log_probs, 10**-decades / N))
+    decades = torch.rand(2, prompts, LAYERS, HEADS, N, generator=generator) * 8
+    return as_stored(Evidence.from_heads(log_probs, *(10**-decades / N)))
 
 
 def sample(group: int, generated: bool = False) -> EvidenceRecords:
@@ -45,6 +45,18 @@ def sample(group: int, generated: bool = False) -> EvidenceRecords:
         forwards=torch.full((T,), 2),
         content_free=None if generated else evidence(T, 100 + group),
         texts=tuple((f"chain {group} {place}", "</think> 3") for place in range(T)) if generated else None,
+        icr=None if generated else evidence(T, 200 + group).log_probs,
+    )
+
+
+def of_earlier_version(records: EvidenceRecords) -> EvidenceRecords:
+    """As formats 1 and 2 have it: without the attention of the captions' tokens."""
+    free = records.content_free
+    return replace(
+        records,
+        evidence=replace(records.evidence, caption_attention=None),
+        content_free=None if free is None else replace(free, caption_attention=None),
+        icr=None,
     )
 
 
@@ -54,8 +66,13 @@ def assert_equal(one: EvidenceRecords, other: EvidenceRecords) -> None:
     assert one.ids == other.ids and one.texts == other.texts
     for ours, theirs in ((one.evidence, other.evidence), (one.content_free, other.content_free)):
         assert (ours is None) == (theirs is None)
-        for name in ("log_probs", "attention", "layer_attention") if ours is not None else ():
-            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        for name in ("log_probs", "attention", "layer_attention", "caption_attention") if ours is not None else ():
+            assert same(getattr(ours, name), getattr(theirs, name)), name
+    assert same(one.icr, other.icr)
+
+
+def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is other is None or (one is not None and other is not None and torch.equal(one, other))
 
 
 def stored(path: Path, sample_index: list[int], generated: bool = False, rank: int = 0) -> EvidenceStore:
@@ -91,6 +108,7 @@ def test_without_heads_attention_is_their_mean(tmp_path: Path) -> None:
     stored(path, [*range(SAMPLES)]).finish(SAMPLES, T)
     whole, light = read_prompts(path), read_prompts(path, heads=False)
     assert light.evidence.attention.shape == (SAMPLES * T, LAYERS, 1, N)
+    assert whole.evidence.caption_attention is not None and light.evidence.caption_attention is None
     assert torch.equal(light.evidence.layer_attention, whole.evidence.layer_attention)
     np.testing.assert_allclose(light.evidence.attention[:, :, 0], whole.evidence.attention.mean(2), rtol=1e-3)
 
@@ -367,11 +385,25 @@ def too_much_mass(evidence: Evidence) -> None:
     evidence.layer_attention[1, 0] += 0.5
 
 
+def nan_of_the_caption(evidence: Evidence) -> None:
+    evidence.caption_attention[1, 0, 2, 1] = torch.nan
+
+
+def too_much_mass_of_the_caption(evidence: Evidence) -> None:
+    evidence.caption_attention[1, 0, 2, 1] = 1.01
+
+
 def other_mean(evidence: Evidence) -> None:
     evidence.layer_attention[1, 0, 1] += 1e-5 + 0.01 * evidence.layer_attention[1, 0, 1]
 
 
-@pytest.mark.parametrize("damage", [log_probs, not_finite, negative_mass, too_much_mass, other_mean])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(log_probs, not_finite, negative_mass, too_much_mass, other_mean),
+        *(nan_of_the_caption, too_much_mass_of_the_caption),
+    ],
+)
 @pytest.mark.parametrize("content_free", [False, True])
 def test_impossible_values_are_refused_without_any_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Evidence], None], content_free: bool
@@ -382,7 +414,7 @@ def test_impossible_values_are_refused_without_any_checksum(
     damage(evidence)
     with pytest.raises(UserError, match=r"cannot be used: the .* of sample sample 1 is impossible"):
         EvidenceStore(tmp_path / "evidence.parquet", SETTINGS).append(records[1])
-    path = old_format(tmp_path / "evidence.parquet", EvidenceRecords.concat(records))
+    path = without_digests(tmp_path / "evidence.parquet", EvidenceRecords.concat(records))
     with pytest.raises(UserError, match=r"evidence.parquet is damaged \(the .* of sample sample 1 is impossible\)"):
         read_prompts(path)
 
@@ -393,19 +425,141 @@ def test_impossible_indices_are_refused(tmp_path: Path) -> None:
         {"permutations": torch.zeros(T, N, dtype=torch.long)},
         {"seconds": torch.full((T,), torch.nan).double()},
         {"forwards": torch.full((T,), -1)},
+        {"icr": torch.full((T, N), torch.nan).double()},
     ):
-        path = old_format(tmp_path / "evidence.parquet", replace(sample(1), **change))
+        path = without_digests(tmp_path / "evidence.parquet", replace(sample(1), **change))
         with pytest.raises(UserError, match="is damaged"):
             read_prompts(path)
 
 
-def old_format(path: Path, records: EvidenceRecords) -> Path:
-    """A finished store as format 1 was: without digests."""
+def without_digests(path: Path, records: EvidenceRecords) -> Path:
+    """A finished store as format 1 was, but with all columns."""
     batch = to_record_batch(records, SETTINGS)
     header = json.loads(batch.schema.metadata[HEADER]) | {"format": 1}
     table = pa.Table.from_batches([batch]).replace_schema_metadata({HEADER: json.dumps(header)})
     pq.write_table(table, path)
     return path
+
+
+class EarlierVersion:
+    """Writes stores of format 2."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def add(self, store: EvidenceStore, keys: str, finish: bool = False) -> None:
+        order = list(store._keys or ())
+        with self._monkeypatch.context() as patch:
+            patch.setattr("lad_pl.evidence.table.FORMAT", 2)
+            for key in keys:
+                index = order.index(key)
+                records = of_earlier_version(sample(int(key)))
+                store.append(replace(records, sample_index=torch.full((T,), index)))
+            store.close()
+            if finish:
+                store.finish(len(order), T)
+        assert all(
+            b'"format": 2' in path.read_bytes() for path in [*store.folder.glob("*"), store.path] if path.exists()
+        )
+
+
+@pytest.fixture
+def earlier(monkeypatch: pytest.MonkeyPatch) -> EarlierVersion:
+    return EarlierVersion(monkeypatch)
+
+
+def rows_of(path: Path) -> int | None:
+    """How many prompts of a finished store have the attention of the caption's tokens; None if it holds no such."""
+    found = read_prompts(path).evidence.caption_attention
+    return None if found is None else len(found)
+
+
+def test_evidence_of_an_earlier_format_reads_as_it_was(tmp_path: Path, earlier: EarlierVersion) -> None:
+    path = tmp_path / "evidence.parquet"
+    earlier.add(keyed(path, "12"), "21", finish=True)
+    prompts = read_prompts(path)
+    for index, key in enumerate("12"):
+        expected = replace(of_earlier_version(sample(int(key))), sample_index=torch.full((T,), index))
+        assert_equal(prompts[torch.arange(index * T, index * T + T)], replace(expected, ids=(f"id {key}",) * T))
+    content = path.read_bytes()
+    again = keyed(path, "12")
+    again.check()
+    assert again.done(T) == {0, 1}
+    again.finish(2, T)
+    assert path.read_bytes() == content
+
+
+def test_unfinished_evidence_of_an_earlier_format_is_gone_on_with(tmp_path: Path, earlier: EarlierVersion) -> None:
+    """The prompts that are there count; as they lack the captions' attention, so does the whole, and it says so."""
+    path = tmp_path / "evidence.parquet"
+    earlier.add(keyed(path, "123"), "1")
+    store = keyed(path, "123")
+    store.check()
+    assert store.done(T) == {0}
+    add(store, "32")
+    store.finish(3, T)
+    assert rows_of(path) is None and read_prompts(path).icr is None
+    assert torch.equal(read_prompts(path).evidence.attention[T : 2 * T], sample(2).evidence.attention)
+    assert keyed(path, "123", overwrite=True, captions=True).done(T) == set()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_overwriting_computes_what_an_earlier_format_lacks_and_a_readout_needs(
+    tmp_path: Path, earlier: EarlierVersion, finished: bool
+) -> None:
+    path = tmp_path / "evidence.parquet"
+    earlier.add(keyed(path, "12"), "12", finish=finished)
+    for needless in ({"overwrite": True}, {"captions": True}):
+        assert keyed(path, "12", **needless).done(T) == {0, 1}  # for what needs it, and where it may be replaced
+    store = keyed(path, "12", overwrite=True, captions=True)
+    store.check()
+    assert store.done(T) == set()
+    add(store, "12")
+    store.finish(2, T)
+    assert rows_of(path) == 2 * T
+    assert not [*tmp_path.glob("*.parts-*")]
+    assert keyed(path, "12", overwrite=True, captions=True).done(T) == {0, 1}  # overwriting is for what differs
+
+
+def test_samples_that_come_and_go_take_nothing_from_the_others(tmp_path: Path, earlier: EarlierVersion) -> None:
+    """Evidence of an earlier format of a sample that is no longer asked for does not count for those that are."""
+    path = tmp_path / "evidence.parquet"
+    earlier.add(keyed(path, "12"), "1")
+    store = keyed(path, "23")
+    add(store, "23")
+    store.finish(2, T)
+    assert rows_of(path) == 2 * T
+    back = keyed(path, "213")
+    assert back.done(T) == {0, 1, 2}
+    back.finish(3, T)
+    assert rows_of(path) is None
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_other_stores_of_an_earlier_format_lend_too(tmp_path: Path, earlier: EarlierVersion, overwrite: bool) -> None:
+    source, path = tmp_path / "source.parquet", tmp_path / "evidence.parquet"
+    earlier.add(keyed(source, "12"), "12", finish=True)
+    store = keyed(path, "123", overwrite=overwrite, captions=True)
+    store.adopt([source], T)
+    assert store.done(T) == (set() if overwrite else {0, 1})
+    add(store, "123" if overwrite else "3")
+    store.finish(3, T)
+    assert rows_of(path) == (3 * T if overwrite else None)
+
+
+def test_one_process_may_come_upon_both_kinds(tmp_path: Path) -> None:
+    """A caption without words among others: its batch has no such attention, and no other batch loses anything else."""
+    path = tmp_path / "evidence.parquet"
+    store = EvidenceStore(path, SETTINGS)
+    for records in (sample(0), of_earlier_version(sample(1)), sample(2)):
+        store.append(records)
+    store.close()
+    assert store.done(T) == {0, 1, 2}
+    store.finish(3, T)
+    assert rows_of(path) is None
+    assert torch.equal(read_prompts(path).evidence.attention[2 * T :], sample(2).evidence.attention)
+    again = EvidenceStore(path, SETTINGS, overwrite=True, captions=True)
+    assert again.done(T) == {0, 1, 2}  # computing it anew would give the same
 
 
 def _restored(path: Path, content: bytes) -> Path:

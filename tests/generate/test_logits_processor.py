@@ -147,7 +147,7 @@ def first_tokens(subject: Subject, log_probs: Tensor) -> list[int]:
 # ------------------------------------------------------------------------------------------------ the corrected answer
 
 
-@pytest.mark.parametrize("readout", ["agd", "head_information", "purified_attention", "vanilla"])
+@pytest.mark.parametrize("readout", ["agd", "head_information", "purified_attention", "vanilla", "caption_attention"])
 def test_generate_answers_as_predict_does(subject: Subject, readout: str) -> None:
     """Two prompts of different length in one batch, so padding on the left."""
     expected = subject.log_probs(readout)
@@ -165,6 +165,8 @@ def test_generate_answers_as_predict_does(subject: Subject, readout: str) -> Non
     assert debias.evidence is not None and debias.log_probs is not None
     assert (debias.evidence.log_probs - subject.evidence.log_probs).abs().max() < 1e-5
     assert (debias.evidence.layer_attention - subject.evidence.layer_attention).abs().max() < 1e-6
+    assert debias.evidence.caption_attention is not None and subject.evidence.caption_attention is not None
+    assert (debias.evidence.caption_attention - subject.evidence.caption_attention).abs().max() < 1e-3
     assert (debias.log_probs - expected).abs().max() < 1e-3
     assert output.sequences[:, -1].tolist() == first_tokens(subject, expected)
     candidates = [sequence[0] for sequence in subject.trie.sequences]

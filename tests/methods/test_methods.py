@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import QUIET, fails, write_annotations
+from families import qwen2_5_vl
 from PIL import Image
+from subject import Subject
 
 from lad_pl import PromptSpec, VisionLanguageModel
 from lad_pl.cli import main
 from lad_pl.data.permutations import cyclic_shifts, random_permutations
 from lad_pl.evidence.store import read_prompts
+from lad_pl.methods.contextual_calibration import icr_scores
 from lad_pl.methods.instruction import INSTRUCTION
 from lad_pl.prompts.answer_parsing import majority, read_choice
 from lad_pl.prompts.template import BASE_TEMPLATE
@@ -22,7 +26,7 @@ from lad_pl.vlm.sofa import Sofa
 
 METHODS = (
     *("instruction", "cot", "self_consistency", "permutation_average", "permutation_average_random", "sofa"),
-    *("sofa_paper", "contextual_calibration", "contextual_attention_over", "contextual_attention_minus"),
+    *("sofa_paper", "contextual_calibration", "contextual_attention_over", "contextual_attention_minus", "icr"),
 )
 N, T, LAYERS, TESTED = 3, 2, (2, 3, 4, 5), 4
 
@@ -119,6 +123,39 @@ def test_contextual_methods_take_off_what_a_content_free_caption_gives(run, reco
         np.testing.assert_allclose(scores(records, "contextual_attention_minus")[row], minus, atol=1e-6)
 
 
+def test_in_context_re_ranking_by_hand(run, records, tiny_folder: Path) -> None:
+    """From whole eager maps, in plain NumPy."""
+    subject, dropped = Subject(qwen2_5_vl.FAMILY, tiny_folder, []), 0
+    for row, record in enumerate(records):
+        attention = []
+        for caption in (record["caption"], "N/A"):
+            images = tuple(
+                Image.open(run / name).convert("RGB").resize((84, 84), Image.Resampling.BICUBIC)
+                for name in record["images"]
+            )
+            entry = PermutedSample(Sample("", tuple(record["images"]), caption, 0), 0, (), images)
+            inputs, spans, tokens = subject.plain_prompt(entry, tuple(record["permutation"]))
+            with torch.no_grad():
+                maps = subject.eager(**inputs, output_attentions=True).attentions
+            added = sum(maps[layer][0, :, tokens].double().mean(1).sum(0).numpy() for layer in LAYERS)
+            attention.append([added[span[0] - 1 : span[-1] + 2] for span in spans])  # delimiters included
+        expected = []
+        for with_caption, free in zip(*attention, strict=True):
+            c = with_caption - free
+            kept = c > c.mean() - 2 * c.std(ddof=1)
+            dropped += int((~kept).sum())
+            expected.append(c[kept].sum())
+        np.testing.assert_allclose(scores(records, "icr")[row], expected, atol=1e-6)
+    assert dropped > 0
+
+
+def test_tokens_without_spread_all_count() -> None:
+    attention = torch.tensor([[9.0, 1.0, 2.0, 2.0, 2.0, *[1.0] * 8, -9.0]])
+    positions = torch.tensor([[-1, 0, 1, 1, 1, *[2] * 9]])
+    scores = icr_scores(attention, torch.zeros(1, 13), positions, positions[:, 1:], 3)
+    assert scores.tolist() == [[1.0, 6.0, 8.0]]  # one token, equal ones, and an outlier that is left out
+
+
 @pytest.mark.parametrize(("method", "chains"), [("cot", 1), ("self_consistency", 3)])
 def test_generated_texts_are_stored_and_read(run: Path, records: list[dict], method: str, chains: int) -> None:
     prompts = read_prompts(run / f"evidence-{method}.parquet")
@@ -137,7 +174,7 @@ def test_costs_count_forward_passes(run: Path) -> None:
     assert {forwards[name] for name in ("vanilla", "agd", "instruction", "sofa")} == {1}
     assert forwards["permutation_average"] == N
     assert forwards["permutation_average_random"] == 4
-    assert forwards["contextual_calibration"] == 2
+    assert forwards["contextual_calibration"] == forwards["icr"] == 2
     assert 2 <= forwards["cot"] <= 1 + 8
     assert 1 + 3 <= forwards["self_consistency"] <= 1 + 3 * 6
     assert all(cost["seconds"] > 0 for cost in costs.values())

@@ -13,6 +13,7 @@ from tiny_models import edited, item, load
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lad_pl import PromptSpec, UserError, VisionLanguageModel, VLMSpec
+from lad_pl.vlm.attention import CaptionQueries
 from lad_pl.vlm.capture import AttentionMass, capture
 
 LAYERS = (1, 3, 5)
@@ -74,6 +75,10 @@ def test_flash_attention_by_name(tiny_vlm: VisionLanguageModel, pictures, monkey
     got = tiny_vlm.evidence(batch, trie, LAYERS)
     torch.testing.assert_close(got.log_probs, expected.log_probs, atol=1e-5, rtol=0)
     torch.testing.assert_close(got.attention, expected.attention, atol=1e-6, rtol=0)
+    torch.testing.assert_close(got.caption_attention, expected.caption_attention, atol=1e-6, rtol=0)
+    # Alone and without padding there is no mask at all, and a token sees those before it all the same.
+    alone = tiny_vlm.evidence(batch.part(2, 4), trie, LAYERS)
+    torch.testing.assert_close(alone.caption_attention, expected.caption_attention[2:], atol=1e-5, rtol=0)
 
 
 def test_keys_that_a_cache_has_dropped_count_as_unseen() -> None:
@@ -112,11 +117,46 @@ def test_a_peaked_layer_sees_all_images(
     alone = [tiny_vlm.evidence(encoder([entry]), trie, LAYERS) for entry in entries]
     assert (alone[0].attention == 0).any()
     together = tiny_vlm.evidence(encoder(entries), trie, LAYERS)
-    torch.testing.assert_close(torch.cat([one.attention for one in alone]), together.attention, atol=1e-5, rtol=0)
+    for name in ("attention", "caption_attention"):
+        joined = torch.cat([getattr(one, name) for one in alone])
+        torch.testing.assert_close(joined, getattr(together, name), atol=1e-5, rtol=0)
     monkeypatch.setattr(tiny_vlm.model.config.get_text_config(), "_attn_implementation_internal", "eager")
     monkeypatch.setattr(tiny_vlm, "backend", "eager")
     eager = tiny_vlm.evidence(encoder(entries), trie, LAYERS)
     torch.testing.assert_close(eager.attention, together.attention, atol=1e-5, rtol=0)
+    torch.testing.assert_close(eager.caption_attention, together.caption_attention, atol=1e-5, rtol=0)
+
+
+def test_a_caption_that_an_image_follows() -> None:
+    """Image 0 in tokens 0-1, the caption in 1-2, image 1 in 3-4: no number is better than one of half an image."""
+    spans = torch.tensor([[[1, 0], [1, 0], [0, 0], [0, 1], [0, 1], [0, 0]]]).float()
+    marks = torch.tensor([[False, True, True, False, False, False]])
+    weights = torch.ones(6, 6).tril()[None, None]
+    weights = weights / weights.sum(-1, keepdim=True)
+    for images, mask, want in (
+        (slice(0, 1), None, None),  # token 1 sees token 0 and itself, token 2 both as well
+        (slice(0, 1), torch.ones(6, 6, dtype=torch.bool).tril()[None, None], None),
+        (slice(0, 2), None, "unseen"),
+        (slice(0, 2), torch.ones(6, 6, dtype=torch.bool).tril()[None, None], "unseen"),
+        (slice(0, 2), torch.ones(1, 1, 6, 6, dtype=torch.bool), None),
+    ):
+        mass = AttentionMass([3], spans[..., images], CaptionQueries.of(marks))
+        mass.add(3, weights, mask)
+        mass.stacked()
+        found, on_tokens = mass.of_captions(), mass.of_captions_on_tokens()
+        assert (found is None) == (on_tokens is None) == (want == "unseen")
+        if found is not None and on_tokens is not None:
+            mean = weights[0, 0, 1:3].mean(0)
+            torch.testing.assert_close(on_tokens, mean[None])
+            torch.testing.assert_close(found[0, 0], (mean @ spans[0, :, images])[None])
+
+
+def test_queries_that_a_layer_does_not_compute_have_no_rows() -> None:
+    spans = torch.tensor([[[1], [0], [0], [0]]]).float()
+    mass = AttentionMass([0], spans, CaptionQueries.of(torch.tensor([[False, True, False, False]])))
+    mass.add(0, torch.full((1, 2, 1, 4), 0.25), None)
+    assert mass.stacked().shape == (1, 1, 2, 1)
+    assert mass.of_captions() is mass.of_captions_on_tokens() is None
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])

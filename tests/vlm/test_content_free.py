@@ -101,6 +101,8 @@ def assert_same_prompts(got: Batch, want: Batch) -> None:
         assert torch.equal(got.tokens[name], values)
         assert got.tokens[name].dtype == values.dtype
     assert torch.equal(got.position_of_token, want.position_of_token)
+    assert torch.equal(got.caption_tokens, want.caption_tokens)
+    assert want.caption_tokens.any(1).all()
     assert (got.ids, got.visual_tokens) == (want.ids, want.visual_tokens)
 
 
@@ -108,6 +110,8 @@ def assert_close(got: Evidence, want: Evidence) -> None:
     assert torch.isfinite(want.log_probs).all()
     torch.testing.assert_close(got.log_probs, want.log_probs, atol=1e-4, rtol=0)
     torch.testing.assert_close(got.attention, want.attention, atol=1e-5, rtol=0)
+    assert want.caption_attention is not None
+    torch.testing.assert_close(got.caption_attention, want.caption_attention, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rule", ["delimiters", "visual"])
@@ -237,8 +241,11 @@ def test_a_caption_before_the_images(qwen: Model, monkeypatch: pytest.MonkeyPatc
     with embedded(qwen.vlm) as shapes:
         got, got_free = qwen.vlm.evidence_with_content_free(batch, trie, (1, 4))
     assert tuple(free.tokens["input_ids"].shape) in shapes
-    assert_close(got, qwen.vlm.evidence(batch, trie, (1, 4)))
-    assert_close(got_free, qwen.vlm.evidence(free, trie, (1, 4)))
+    for found, prompts in ((got, batch), (got_free, free)):
+        want = qwen.vlm.evidence(prompts, trie, (1, 4))
+        assert found.caption_attention is want.caption_attention is None  # it sees no image
+        torch.testing.assert_close(found.log_probs, want.log_probs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.attention, want.attention, atol=1e-5, rtol=0)
 
 
 def test_text_is_swapped_only_where_the_tokens_agree() -> None:

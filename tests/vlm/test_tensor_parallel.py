@@ -44,13 +44,26 @@ def test_heads_are_gathered_in_the_order_of_the_processes() -> None:
     gathered = OfTwo([log_probs, theirs], 4).gather_heads(Evidence.from_heads(log_probs, mine))
     assert torch.equal(gathered.attention, attention)
     torch.testing.assert_close(gathered.layer_attention, attention.mean(2))
+    assert gathered.caption_attention is None
+    captions = torch.rand(2, 3, 4, 5)
+    evidence = Evidence.from_heads(log_probs, mine, captions[:, :, :2])
+    gathered = OfTwo([log_probs, theirs, captions[:, :, 2:]], 4).gather_heads(evidence)
+    assert torch.equal(gathered.caption_attention, captions)
+
+
+def test_sums_over_heads_are_added_up_once() -> None:
+    mine, theirs = torch.rand(2, 2, 7)
+    torch.testing.assert_close(OfTwo([theirs], 4).sum_of_heads(mine, 2), mine + theirs)
+    assert OfTwo([theirs], 4).sum_of_heads(mine, 4) is mine
+    with pytest.raises(UserError, match="2 of 6 attention heads"):
+        OfTwo([theirs], 6).sum_of_heads(mine, 2)
 
 
 def test_heads_that_every_process_has_are_not_doubled() -> None:
     attention, log_probs = torch.rand(2, 3, 4, 5), torch.randn(2, 5)
-    assert torch.equal(
-        OfTwo([log_probs], 4).gather_heads(Evidence.from_heads(log_probs, attention)).attention, attention
-    )
+    gathered = OfTwo([log_probs], 4).gather_heads(Evidence.from_heads(log_probs, attention, attention))
+    assert torch.equal(gathered.attention, attention)
+    assert torch.equal(gathered.caption_attention, attention)
 
 
 def test_processes_that_disagree_are_refused() -> None:
