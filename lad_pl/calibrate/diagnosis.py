@@ -70,7 +70,8 @@ def diagnose(
     for name in ("pride", "agd"):
         known = name != "agd" or found[ATTENTION].p_value <= SIGNIFICANT
         auto = name if known and found[name].better(found[auto]) else auto
-    supported = tuple(name for name in (HEADS, "head_top") if found[name].clearly_better(found["agd"]))
+    heads = (HEADS, "head_top") if found[HEADS].p_value <= _SUPPORTED else ()
+    supported = tuple(name for name in heads if found[name].clearly_better(found["agd"]))
     return Diagnosis(
         accuracy={name: of.accuracy for name, of in found.items()},
         log_likelihood={name: float(of.told.mean()) for name, of in found.items()},

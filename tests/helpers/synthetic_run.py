@@ -103,16 +103,20 @@ def synthetic_prompts(
     heads: int = 3,
     bias_seed: int = 0,
     clarity: float = 1.0,
+    knowing: int | None = None,
 ) -> EvidenceRecords:
     """Prompts of ``samples`` samples, each under the given permutations.
 
     The log-probabilities prefer some positions to others more than they prefer the correct image. Attention prefers
-    some positions as well, and identifies the correct image, more clearly in some heads and layers than in others.
+    some positions as well, and identifies the correct image, more clearly in some heads and layers than in others; of
+    ``knowing`` heads alone if that is given, which are the same for a ``bias_seed``.
     """
     fixed = torch.Generator().manual_seed(1000 + bias_seed)
     moving = torch.Generator().manual_seed(10_000 * (bias_seed + 1) + seed)
     bias, attention_bias = _normal(fixed, n), 0.7 * _normal(fixed, layers, heads, n)
     loudness, signal = _normal(fixed, layers, 1, 1), 0.5 + 2 * torch.rand(layers, heads, 1, generator=fixed).double()
+    if knowing is not None:
+        signal *= (torch.randperm(layers * heads, generator=fixed) < knowing).view(layers, heads, 1)
     order = torch.tensor(permutations).repeat(samples, 1)
     sample_index = torch.arange(samples).repeat_interleave(len(permutations))
     correct = torch.randint(n, (samples,), generator=moving)[sample_index]
