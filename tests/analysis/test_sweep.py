@@ -71,7 +71,9 @@ def by_itself(
     passes, prompts, places = run.calibration_prompts(), run.prompts(), list(values["layers"].indices)
 
     def on_layers(evidence: Evidence) -> Evidence:
-        return Evidence(evidence.log_probs, evidence.attention[:, places], evidence.layer_attention[:, places])
+        captions = evidence.caption_attention
+        masses = (evidence.attention, evidence.layer_attention, captions)
+        return Evidence(evidence.log_probs, *(None if mass is None else mass[:, places] for mass in masses))
 
     rows = torch.isin(passes.sample_index, passes.sample_index.unique()[list(subset.samples)])
     calibration = calibrate(

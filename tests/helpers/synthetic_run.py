@@ -129,8 +129,10 @@ def synthetic_prompts(
     )
     noise = 0.5 * _normal(moving, len(order), layers, heads, n)
     rows = torch.arange(len(order))
+    masses = 0.004 / n * (marks + noise - 2).exp()
+    captions = masses.roll(1, 2)  # the same of another head
     return EvidenceRecords(
-        evidence=as_stored(Evidence.from_heads(logits.log_softmax(-1), 0.004 / n * (marks + noise - 2).exp())),
+        evidence=as_stored(Evidence.from_heads(logits.log_softmax(-1), masses, captions)),
         targets=is_correct.argmax(1),
         permutations=order,
         sample_index=sample_index,
