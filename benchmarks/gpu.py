@@ -52,7 +52,7 @@ class Options(BenchOptions):
 
 
 def gpu(options: Options) -> Iterator[Figure]:
-    """The table for one card; needs room for three copies of the largest model, 25 GB of disk, and a few minutes."""
+    """The table for one card; needs room for two copies of the largest model, 25 GB of disk, and a few minutes."""
     for figure in measured(options):
         if options.figures is not None:
             with open(options.figures, "a", encoding="utf-8") as file:
@@ -92,9 +92,10 @@ def one_pass(benches: Sequence[Bench], shape: str, options: Options, rate: float
         yield Figure(f"{at}: vision tower", milliseconds(seconds["tower"]), " ms", note=f"{parts.images} images")
         yield Figure(f"{at}: vision tower, window by window", milliseconds(seconds["apart"]), " ms")
         yield Figure(f"{at}: language model", milliseconds(seconds["language"]), " ms", note=f"{len(batch)} prompts")
-        yield Figure(f"{at}: vision tower's share of the time", share(seconds["tower"], seconds["language"]), " %")
-        yield Figure(f"{at}: the same, window by window", share(seconds["apart"], seconds["language"]), " %")
-        yield Figure(f"{at}: features that differ by how the tower attends", (parts.largest_difference(),), " std")
+        joined, by_window = (share(seconds[name], seconds["language"]) for name in ("tower", "apart"))
+        yield Figure(f"{at}: vision tower's share of the time", joined, " %")
+        yield Figure(f"{at}: vision tower's share, window by window", by_window, " %")
+        yield Figure(f"{at}: features, largest difference window by window", (parts.largest_difference(),), " std")
         work = {"tower": flops(parts.tower), "language": flops(parts.language)}
         work["agd"] = sum(work.values())
         for name, what in {"agd": "agd", "tower": "vision tower", "language": "language model"}.items():
