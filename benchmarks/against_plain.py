@@ -78,9 +78,9 @@ class PlainRun:
             sample, order = next(self.upcoming)
             self.evidence[key(sample, order)] = self.model(sample, order, self.photos, self.single_pass)[1]
 
-    def differences(self, test: Test) -> int:
-        """How many decisions of any readout are not those of ``test``."""
-        calibration, ours = test.calibration(), test.choices()
+    def differences(self, test: Test, call: int | None = None) -> int:
+        """How many decisions of any readout are not those of ``test``, of a call or of the latest."""
+        calibration, ours = test.calibration(), test.choices(call)
         theirs = {key: decisions(evidence, calibration, SEVEN_READOUTS) for key, evidence in self.evidence.items()}
         return sum(theirs[key][name] != ours[key][name] for key in theirs for name in SEVEN_READOUTS)
 

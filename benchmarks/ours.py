@@ -202,9 +202,9 @@ class Test:
     def calibration(self) -> Calibration:
         return load_calibration(self.run_folder / "fit" / "calibration.ckpt")[0]
 
-    def choices(self) -> dict[tuple[str, tuple[int, ...]], dict[str, int]]:
-        """Every readout's decision by sample and permutation, of the latest ``test``."""
-        predictions = self.run_folder / f"test-{self.calls}" / "predictions.jsonl"
+    def choices(self, call: int | None = None) -> dict[tuple[str, tuple[int, ...]], dict[str, int]]:
+        """Every readout's decision by sample and permutation, of a call (the first is 1) or of the latest."""
+        predictions = self.run_folder / f"test-{call or self.calls}" / "predictions.jsonl"
         records = map(json.loads, predictions.read_text(encoding="utf-8").splitlines())
         return {(record["id"], tuple(record["permutation"])): record["choices"] for record in records}
 

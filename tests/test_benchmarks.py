@@ -157,7 +157,7 @@ def test_the_peak_is_that_of_the_work() -> None:
     assert 95 < one_peak(lambda: torch.ones(25_000_000), "cpu").over_weights < 120
 
 
-def test_gpu(folder: Path) -> None:
+def test_gpu(folder: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no GPU"):
             figures_of(gpu)
@@ -172,11 +172,19 @@ def test_gpu(folder: Path) -> None:
         "pass_repeats": 1,
     }
     small |= {"shapes": ["tiny"], "num_candidates": [4, 10], "dtype": "float32", "device": "cpu"}
-    figures = figures_of(gpu, **small, folder=str(folder))
+    figures = figures_of(gpu, **small, folder=str(folder), figures=str(tmp_path / "figures.jsonl"))
+    written = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
+    assert {figure["name"]: tuple(figure["values"]) for figure in written} == {
+        name: figure.values for name, figure in figures.items()
+    }
     for n in (4, 10):
-        assert 0 < figures[f"tiny, N={n}: share of the matrix rate, agd"].median < 100
-        assert figures[f"tiny, N={n}: test"].median > 0
-        assert figures[f"tiny, N={n}: decisions that differ"].values == (0.0,)
+        at = f"tiny, N={n}:"
+        assert 0 < figures[f"{at} share of the matrix rate, agd"].median < 100
+        assert 0 < figures[f"{at} vision tower's share of the time"].median < 100
+        assert figures[f"{at} features, largest difference window by window"].median < 1e-5
+        assert figures[f"{at} test"].median > 0
+        assert figures[f"{at} decisions that differ from plain transformers"].values == (0.0,)
+        assert figures[f"{at} decisions that differ window by window"].values == (0.0,)
 
 
 def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from lad_pl.vlm.encoder import PromptEncoder
 from lad_pl.vlm.features import PerImageFeatures
 from lad_pl.vlm.layers import DecoderLayers
 from lad_pl.vlm.loading import VLMSpec
+from lad_pl.vlm.sequences import joined_sequences, sequence_attention
 from lad_pl.vlm.sofa import Sofa, soft_attention
 from lad_pl.vlm.tensor_parallel import TensorParallel, whole_tensor
 
@@ -58,6 +59,7 @@ class VisionLanguageModel:
         self.processor = processor
         self.layers = DecoderLayers.of(model)
         self.tensor_parallel = TensorParallel(model)
+        self._in_sequences = sequence_attention(model)
         self.backend: str = self.model.config.get_text_config()._attn_implementation
         if self.backend != "eager" and not all(map(_uses_attention_interface, filter(None, self.layers.attention))):
             raise UserError(
@@ -245,7 +247,8 @@ class VisionLanguageModel:
         encode = self.model.base_model.get_image_features
         accepted = inspect.signature(encode).parameters
         pixels = {name: self._in_model_dtype(values) for name, values in vision.items() if name in accepted}
-        return encode(**pixels, return_dict=True)
+        with joined_sequences(self._in_sequences):
+            return encode(**pixels, return_dict=True)
 
     def _in_model_dtype(self, values: Any) -> Any:
         if isinstance(values, list | tuple):
