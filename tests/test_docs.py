@@ -227,7 +227,7 @@ def _words_of(table: str) -> str:
 
 
 def test_the_tables_in_the_readme_are_the_printed_ones(typed: tuple[Path, str]) -> None:
-    table = next(block for block in blocks("README.md") if "300 samples" in block)
+    table = next(block for block in blocks("README.md") if "300 samples x" in block)
     assert "head_information" in _words_of(table)
     assert _words_of(table) == _words_of(typed[1])
 
