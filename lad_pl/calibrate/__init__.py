@@ -1,7 +1,7 @@
 """From the evidence of the calibration passes to a :class:`~lad_pl.types.Calibration`, and its checkpoint file."""
 
 from lad_pl.calibrate.checkpoint import check_calibration, load_calibration, pack, unpack
-from lad_pl.calibrate.diagnosis import diagnose, lines, warning
+from lad_pl.calibrate.diagnosis import diagnose, lines, warn_of_attention, warning
 from lad_pl.calibrate.head_scores import core_score, information, qr_score
 from lad_pl.calibrate.statistics import calibrate, log_mean_probability, statistics
 
@@ -18,5 +18,6 @@ __all__ = [
     "qr_score",
     "statistics",
     "unpack",
+    "warn_of_attention",
     "warning",
 ]

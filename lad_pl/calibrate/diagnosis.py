@@ -9,7 +9,8 @@ same in all of its passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -179,6 +180,15 @@ def warning(calibration: Calibration) -> str | None:
         f"no better than chance ({_correct(diagnosis, ATTENTION)}, p = {diagnosis.p_value[ATTENTION]:.2f}); agd may "
         f"lower the accuracy: {best}{'or ' if best else ''}calibrate on more samples (data.num_calibration)."
     )
+
+
+def warn_of_attention(calibration: Calibration, settings: ReadoutSettings, readouts: Sequence[str]) -> None:
+    """Give that warning if one of the named readouts reads attention that is not known to tell."""
+    calibration = calibration.of_rows(settings.rows)
+    text = warning(calibration)
+    known = ("auto", *(calibration.diagnosis.supported if calibration.diagnosis else ()))
+    if text and any("layers" in READOUTS[name].depends_on for name in readouts if name not in known):
+        warnings.warn(text, stacklevel=2)
 
 
 def _correct(diagnosis: Diagnosis, *names: str) -> str:

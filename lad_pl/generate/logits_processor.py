@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor, PreTrainedModel, ProcessorMixin
 
-from lad_pl.calibrate import load_calibration
+from lad_pl.calibrate import load_calibration, warn_of_attention
 from lad_pl.data.images import open_image, resize
 from lad_pl.data.rgb import from_array, to_rgb
 from lad_pl.errors import UserError, first_line
@@ -116,6 +116,7 @@ class Debiasing(LogitsProcessor):
         self._encoder = vlm.encoder(self.prompt, provenance.get("date"))
         self._layers: tuple[int, ...] = tuple(provenance["layers"])
         self._check(str(calibration), provenance)
+        warn_of_attention(self.calibration, settings, [readout])
         self._trie = self._encoder.answer_trie(self.num_candidates)
         self._registry = PromptRegistry(self._encoder, self.num_candidates)
         self.prefill_capture = PrefillCapture(vlm, self._registry, self._trie, self._layers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lad_pl.calibrate import calibrate, log_mean_probability, warning
+from lad_pl.calibrate import calibrate, log_mean_probability, warn_of_attention
 from lad_pl.errors import UserError
 from lad_pl.evidence.store import read_prompts, stream_prompts
 from lad_pl.evidence.table import EvidenceRecords
@@ -132,9 +131,7 @@ def score_methods(
     Raises:
         UserError: as :func:`score_store`; or a method's evidence gives no scores.
     """
-    doubt = warning(calibration.of_rows(settings.rows))
-    if doubt and any(name != "auto" and "layers" in READOUTS[name].depends_on for name in readouts):
-        warnings.warn(doubt, stacklevel=2)
+    warn_of_attention(calibration, settings, readouts)
     first, *others = runners
     results = score_store(first.store.path, calibration, settings, readouts)
     for runner in others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -16,6 +17,7 @@ from paths import CONFIGS
 from tiny_vlm import build_photo_annotations
 
 from lad_pl import AttentionGuidedDebiasing, MultiImageData, VLMSpec
+from lad_pl.cli import lightning_cli, main
 
 READOUTS = ["vanilla", "pride", "raw_attention", "purified_attention", "agd", "head_information"]
 
@@ -254,3 +256,24 @@ def test_data_workers_carry_no_model(options, tiny_folder, tmp_path) -> None:
     loader = data.train_dataloader()
     weights = (tiny_folder / "model.safetensors").stat().st_size
     assert len(pickle.dumps((loader.dataset, loader.collate_fn))) < weights / 10
+
+
+def test_attention_that_knows_nothing_is_said(options, tmp_path, capsys) -> None:
+    """A model with random weights: three lines of fit, and a warning of whatever reads its attention."""
+    several = [*options, "--data.num_calibration=4"]
+    assert main(["fit", *several]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed[:3]] == ["Logits", "Attention", "Single heads"]
+    assert "no better than chance" in printed[1]
+    with pytest.warns(UserWarning, match="On 4 calibration samples the attention.*no better than chance"):
+        assert main(["test", *several, "--model.readouts=[vanilla,agd]"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (
+            main(
+                ["test", *several, "--model.readouts=[vanilla,auto]", "--model.rank_by=auto", "--model.overwrite=true"]
+            )
+            == 0
+        )
+    shown = warnings.formatwarning("text", UserWarning, str(Path(lightning_cli.__file__)), 1)
+    assert shown == "lad_pl: text\n"
