@@ -136,7 +136,7 @@ def score_methods(
     results = score_store(first.store.path, calibration, settings, readouts)
     for runner in others:
         results.add(runner, settings)
-    for name in methods:
+    for name in (name for runner in others for name in runner.method.names if name in methods):
         if name not in results.choices:
             raise UserError(
                 f"The evidence has no scores of {name}. If an earlier version of lad_pl stored it, run again with "
