@@ -63,9 +63,11 @@ def _fits(rows: Sequence[Row], run: ReportedRun) -> bool:
 
 def _best_settings(rows: Sequence[Row]) -> Table:
     """The settings with the highest accuracy, each the mean over its calibration subsets."""
+    # Sweeps of earlier versions have fewer columns.
+    factors = {name: label for name, label in _FACTORS.items() if name in ("readout", "recipe") or name in rows[0]}
     subsets: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        subsets.setdefault(tuple(row[factor] for factor in _FACTORS), []).append(row)
+        subsets.setdefault(tuple(row[factor] for factor in factors), []).append(row)
     means = {setting: {key: _mean(of, key) for key in _METRICS} for setting, of in subsets.items()}
     best = sorted(means, key=lambda setting: -(means[setting]["accuracy"] or 0))[:_SHOWN]
     return Table(
@@ -73,9 +75,9 @@ def _best_settings(rows: Sequence[Row]) -> Table:
         caption=f"The best {len(best)} of {len(means)} settings, in %, each the mean over its calibration "
         "subsets. Chosen on the samples that they are measured on: report such a choice on others (sweep --stage "
         "validate, then test).",
-        columns=[*_FACTORS.values(), *_METRICS.values()],
+        columns=[*factors.values(), *_METRICS.values()],
         rows=[[*setting, *(percent(value) for value in means[setting].values())] for setting in best],
-        records=[{**dict(zip(_FACTORS, setting, strict=True)), **means[setting]} for setting in best],
+        records=[{**dict(zip(factors, setting, strict=True)), **means[setting]} for setting in best],
     )
 
 
