@@ -58,8 +58,8 @@ _BEGIN, _END = "<!-- written by python -m benchmarks.readouts -->\n", "<!-- end 
 class Options:
     sets: Sequence[str] = ("demo", "demo-hard", "few heads", "all heads", "no information")
     """Which of them."""
-    samples: int = 300
-    """Test samples of each demo set."""
+    samples: int | None = None
+    """Test samples of each demo set; all that are not calibrated on if unset."""
     draws: int = 20
     """Calibrations of each set."""
     no_information: str | None = None
@@ -196,7 +196,7 @@ def _cell(values: Sequence[float]) -> str:
 # ----------------------------------------------------------------------------------------------------------- evidence
 
 
-def demo_evidence(path: Path, config: str, n: int, difficulty: str, samples: int) -> Evidences:
+def demo_evidence(path: Path, config: str, n: int, difficulty: str, samples: int | None) -> Evidences:
     """Of a demo model, from a run of fit and test; its files are found again in the same folder."""
     folder = path / f"{config}-{n}-{difficulty}"
     options = [
@@ -207,8 +207,9 @@ def demo_evidence(path: Path, config: str, n: int, difficulty: str, samples: int
         f"--trainer.default_root_dir={folder}",
         "--trainer.enable_progress_bar=false",
     ]
+    tested = [] if samples is None else [f"--data.num_test={samples}"]
     with redirect_stdout(StringIO()):
-        for command in (["fit"], ["test", f"--data.num_test={samples}", "--model.methods=[icr]"]):
+        for command in (["fit"], ["test", "--model.methods=[icr]", *tested]):
             if main([*command, *options]):
                 raise UserError(f"{' '.join(command)} with {config} failed; see above.")
     passes, prompts, contextual = (
