@@ -77,9 +77,14 @@ DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 def check_equal(run: Path, reference: Path, tolerance: float) -> None:
     """Calibration, metrics, predictions and evidence."""
-    first, second = (load_calibration(path / "calibration.ckpt")[0].state() for path in (reference, run))
-    for field, value in first.items():
-        torch.testing.assert_close(torch.as_tensor(second[field]), torch.as_tensor(value), atol=tolerance, rtol=0)
+    first, second = (load_calibration(path / "calibration.ckpt")[0] for path in (reference, run))
+    for of_rows in ("last", "caption", "both"):
+        theirs, ours = (calibration.of_rows(of_rows).state() for calibration in (first, second))
+        for field in {*theirs} - {"diagnosis", "caption", "both"}:
+            torch.testing.assert_close(ours[field], theirs[field], atol=tolerance, rtol=0)
+        for name, figures in theirs["diagnosis"].items():
+            expected = pytest.approx(figures, abs=10 * tolerance) if isinstance(figures, dict) else figures
+            assert ours["diagnosis"][name] == expected
     metrics = [json.loads((path / "metrics.json").read_text()) for path in (reference, run)]
     assert metrics[0] == metrics[1]
     rows = [[json.loads(line) for line in (path / "predictions.jsonl").open()] for path in (reference, run)]
