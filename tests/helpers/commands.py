@@ -81,7 +81,9 @@ def check_equal(run: Path, reference: Path, tolerance: float) -> None:
     for of_rows in ("last", "caption", "both"):
         theirs, ours = (calibration.of_rows(of_rows).state() for calibration in (first, second))
         for field in {*theirs} - {"diagnosis", "caption", "both"}:
-            torch.testing.assert_close(ours[field], theirs[field], atol=tolerance, rtol=0)
+            # Heads are stored in half precision, and a last digit may round the other way.
+            within = tolerance if of_rows == "last" else max(tolerance, 1e-3)
+            torch.testing.assert_close(ours[field], theirs[field], atol=within, rtol=0)
         for name, figures in theirs["diagnosis"].items():
             expected = pytest.approx(figures, abs=10 * tolerance) if isinstance(figures, dict) else figures
             assert ours["diagnosis"][name] == expected
