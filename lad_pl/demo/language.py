@@ -26,7 +26,7 @@ from lad_pl.demo.questions import (
     uniform_positions,
 )
 from lad_pl.demo.schedule import Progress, make_optimizer
-from lad_pl.demo.vision import word_ids
+from lad_pl.demo.vision import attribute_loss
 from lad_pl.demo.world import World
 
 CAPTION_WEIGHT = 0.2
@@ -54,6 +54,8 @@ class LanguageRecipe:
     narrow_share: float = 0.0
     """Share of questions whose text can see the images in a single layer only, one of `retrieval_layers`."""
     retrieval_layers: tuple[int, ...] = ()
+    altered_share: float = 0.5
+    """Share of questions over images that differ little; the others are over any images."""
 
 
 # Without the summary loss and the blinding, the caption's own tokens retrieve the image and the last prompt
@@ -170,41 +172,14 @@ def narrow_masks(batch: QuestionBatch, mask: Tensor, seeing: Tensor, layers: int
     return [mask & ~(of_layer[:, None, None, None] & crossing) for of_layer in blind]
 
 
-class Summary(nn.Module):
-    """Predicts the caption's words from a state of the last prompt token; used in training only.
-
-    Where a scene has several views, the state is first mapped linearly, for each view in its own way: the words of
-    the left and of the right object have the same embeddings.
-    """
-
-    def __init__(self, reader: Reader, ids: list[Tensor], of_attributes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.reader, self.ids, self.of_attributes = reader, ids, of_attributes
-        width = reader.decoder.embed_tokens.weight.shape[1]
-        views = max(of_attributes) + 1
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.maps = nn.ModuleList(
-                [nn.Identity()] if views == 1 else [nn.Linear(width, width, bias=False) for _ in range(views)]
-            )
-
-    def forward(self, states: Tensor, stated_words: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of the caption's words [B, A] predicted from states [B, width]."""
-        normed = self.reader.decoder.norm(states)
-        seen = [of_view(normed) for of_view in self.maps]
-        embeddings = self.reader.decoder.embed_tokens.weight
-        logits = [seen[view] @ embeddings[ids].T for view, ids in zip(self.of_attributes, self.ids, strict=True)]
-        losses = [F.cross_entropy(of_attribute, stated_words[:, a]) for a, of_attribute in enumerate(logits)]
-        return torch.stack(losses).mean()
-
-
 def language_loss(
     reader: Reader,
     batch: QuestionBatch,
     features: Tensor,
     masks: list[Tensor],
     summary_weight: float,
-    summary: Summary,
+    processor: Qwen2_5_VLProcessor,
+    world: World,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss, and its parts in nats: answer, caption and, if its weight is positive, summary."""
     output = reader(batch.input_ids, batch.image_columns, features, masks, output_hidden_states=summary_weight > 0)
@@ -216,7 +191,8 @@ def language_loss(
     total = parts["answer"] + CAPTION_WEIGHT * parts["caption"]
     if summary_weight > 0:
         states = output.hidden_states[SUMMARY_LAYER][torch.arange(len(batch.last)), batch.last]
-        parts["summary"] = summary(states, batch.stated_words)
+        embeddings = reader.decoder.embed_tokens.weight
+        parts["summary"] = attribute_loss(reader.decoder.norm(states), batch.stated_words, embeddings, processor, world)
         total = total + summary_weight * parts["summary"]
     return total, parts
 
@@ -232,15 +208,13 @@ def train_language(
     """Train the decoder in place on features [training scenes, jitters, 4, width] of the frozen tower."""
     generator = random.Random(f"{recipe.name} {seed}")
     encoder, reader = Encoder(processor), Reader(model)
-    summary = Summary(reader, word_ids(processor, world.scene.ATTRIBUTES), world.views.of_attributes)
     rank = {scene: number for number, scene in enumerate(world.splits.training)}
-    parameters = [*reader.decoder.parameters(), *summary.maps.parameters()]
-    optimizer, schedule = make_optimizer(parameters, recipe.learning_rate, recipe.steps)
+    optimizer, schedule = make_optimizer(reader.decoder.parameters(), recipe.learning_rate, recipe.steps)
     progress = Progress(recipe.name, recipe.steps)
     for step in range(recipe.steps):
         candidates = generator.randint(recipe.fewest_images, recipe.most_images)
         questions = [
-            draw_question(world, candidates, recipe.index_share, recipe.weights, generator)
+            draw_question(world, candidates, recipe.index_share, recipe.weights, generator, recipe.altered_share)
             for _ in range(recipe.batch_size)
         ]
         shown = torch.tensor([[rank[scene.index] for scene in question.scenes] for question in questions])
@@ -251,10 +225,11 @@ def train_language(
         if recipe.narrow_share:
             seeing = [draw_layer(recipe, generator) for _ in questions]
             masks = narrow_masks(batch, masks[0], torch.tensor(seeing), len(masks))
-        loss, parts = language_loss(reader, batch, features[shown, jitters], masks, recipe.summary_weight, summary)
+        shown_features = features[shown, jitters]
+        loss, parts = language_loss(reader, batch, shown_features, masks, recipe.summary_weight, processor, world)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(reader.decoder.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         progress.show(step, **parts)

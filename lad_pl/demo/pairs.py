@@ -15,7 +15,7 @@ import numpy as np
 
 from lad_pl.demo.scenes import ATTRIBUTES as OF_ONE
 from lad_pl.demo.scenes import IMAGE_SIZE, as_pixels, draw_ground, draw_object, turned_coordinates
-from lad_pl.demo.world import Combination, Splits, Views, World
+from lad_pl.demo.world import Combination, Splits, World
 
 SIDES = ("left", "right")
 OF_OBJECTS: dict[str, tuple[str, ...]] = {
@@ -161,11 +161,6 @@ HARD = World(
     render_array=render_array,
     altered=altered,
     adversarial=adversarial_distractors,
-    views=Views(
-        attributes={"side": SIDES, **OF_OBJECTS},
-        words=lambda pair: [(side, *pair.of(side)) for side in SIDES],
-        of_tokens=(0, 1, 0, 1),
-        of_attributes=(0, 0, 0, 1, 1, 1),
-    ),
+    objects=(0, 0, 0, 1, 1, 1),
     data="data/demo-hard",
 )

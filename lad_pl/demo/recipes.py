@@ -20,8 +20,8 @@ class Recipe:
     world: World = STANDARD
     architecture: Architecture = field(default_factory=Architecture)
     vision: VisionRecipe = field(default_factory=VisionRecipe)
-    phase_a: LanguageRecipe = PHASE_A
-    phase_b: LanguageRecipe = PHASE_B
+    phases: tuple[LanguageRecipe, ...] = (PHASE_A, PHASE_B)
+    """The language phases in turn; the last one has the skewed positions."""
     jitters: int = 6
     """Pictures per training scene."""
     candidate_counts: tuple[int, ...] = CANDIDATE_COUNTS
@@ -29,19 +29,30 @@ class Recipe:
     """Evaluate on the first so many samples of a set; None for all."""
 
     @property
-    def control(self) -> LanguageRecipe:
-        """Phase B with the correct image at uniform positions."""
-        return control(self.phase_b)
+    def control(self) -> tuple[LanguageRecipe, ...]:
+        """The phases, the last one with the correct image at uniform positions."""
+        return (*self.phases[:-1], control(self.phases[-1]))
 
 
+_LAYERS = (2, 3, 4)
+"""Where the hard model learns to find the image: after the layers that gather the text, before the last."""
 RECIPES = {
     "standard": Recipe(),
     "hard": Recipe(
         world=HARD,
-        architecture=Architecture(layers=6, width=128, heads=8),
-        vision=VisionRecipe(steps=500),
-        phase_a=replace(PHASE_A, summary_weight=1.0, narrow_share=0.6, retrieval_layers=(2, 3, 4)),
-        phase_b=replace(PHASE_B, steps=400, narrow_share=0.3, retrieval_layers=(2, 3, 4)),
+        architecture=Architecture(layers=6),
+        vision=VisionRecipe(steps=600),
+        phases=(
+            replace(
+                PHASE_A,
+                summary_weight=1.0,
+                learning_rate=1.2e-3,
+                narrow_share=0.4,
+                retrieval_layers=_LAYERS,
+                altered_share=0.3,
+            ),
+            replace(PHASE_B, steps=300, narrow_share=0.4, retrieval_layers=_LAYERS),
+        ),
         jitters=3,
     ),
 }

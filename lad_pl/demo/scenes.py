@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lad_pl.demo.world import Combination, Splits, Views, World
+from lad_pl.demo.world import Combination, Splits, World
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "size": ("small", "large"),
@@ -225,11 +225,6 @@ STANDARD = World(
     render_array=render_array,
     altered=altered,
     adversarial=adversarial_distractors,
-    views=Views(
-        attributes=ATTRIBUTES,
-        words=lambda scene: [scene.words],
-        of_tokens=(0, 0, 0, 0),
-        of_attributes=(0, 0, 0, 0, 0, 0),
-    ),
+    objects=(0, 0, 0, 0, 0, 0),
     data="data/demo",
 )

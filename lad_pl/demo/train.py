@@ -79,13 +79,13 @@ def train(output: Path, seed: int, control: bool, keep: Path | None, recipe: Rec
     model = build_model(processor, recipe.architecture, seed)
     stages = Stages(model, keep)
     pictures = draw_pictures(world, world.splits.training, range(recipe.jitters))
-    stages.run("vision", partial(train_vision, model, processor, pictures, world.views, recipe.vision, seed))
+    stages.run("vision", partial(train_vision, model, processor, pictures, world, recipe.vision, seed))
     unseen = draw_pictures(world, world.splits.validation, CHECK_JITTERS)
-    named = vision_accuracy(model, processor, unseen, world.views)
+    named = vision_accuracy(model, processor, unseen, world)
     print(f"all attributes named correctly on unseen combinations: {100 * named:.1f} %", flush=True)
     features = all_features(model, processor, pictures).unflatten(0, (-1, recipe.jitters))
-    last = ("control", recipe.control) if control else ("phase_b", recipe.phase_b)
-    for name, phase in (("phase_a", recipe.phase_a), last):
+    for phase in recipe.control if control else recipe.phases:
+        name = "control" if phase not in recipe.phases else phase.name.lower().replace(" ", "_")
         stages.run(name, partial(train_language, model, processor, features, world, phase, seed))
 
     round_to_half(model)

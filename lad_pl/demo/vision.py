@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lad_pl.demo.schedule import Progress, make_optimizer
-from lad_pl.demo.world import Combination, Views, World
+from lad_pl.demo.world import World
 
 FEATURE_SCALE = 0.03
 """Scales the tower's features, whose norm after this stage is far larger than that of word embeddings."""
@@ -32,7 +32,7 @@ class VisionRecipe:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Rendered scenes. `pixels`: uint8 [P, 3, 56, 56]; `words`: [P, V, A], word indices of the views' attributes."""
+    """Rendered scenes. `pixels`: uint8 [P, 3, 56, 56]; `words`: [P, A], the attributes' word indices."""
 
     pixels: Tensor
     words: Tensor
@@ -53,17 +53,13 @@ def draw_named(world: World, names: list[str]) -> Pictures:
 
 def _draw(world: World, wanted: list[tuple[int, int]]) -> Pictures:
     drawn = [(world.scene.from_index(index), jitter) for index, jitter in wanted]
+    numbers = [
+        [words.index(word) for word, words in zip(scene.words, scene.ATTRIBUTES.values(), strict=True)]
+        for scene, _ in drawn
+    ]
     arrays = [world.render_array(scene, jitter) for scene, jitter in drawn]
     pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    return Pictures(pixels, torch.tensor([_word_numbers(world.views, scene) for scene, _ in drawn]))
-
-
-def _word_numbers(views: Views, scene: Combination) -> list[list[int]]:
-    """For each view and attribute the index of the scene's word."""
-    return [
-        [words.index(word) for word, words in zip(of_view, views.attributes.values(), strict=True)]
-        for of_view in views.words(scene)
-    ]
+    return Pictures(pixels, torch.tensor(numbers))
 
 
 def image_features(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pixels: Tensor) -> Tensor:
@@ -73,22 +69,25 @@ def image_features(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5
     return torch.stack(list(features))
 
 
-def word_ids(processor: Qwen2_5_VLProcessor, attributes: dict[str, tuple[str, ...]]) -> list[Tensor]:
-    """For each attribute the token ids of its words."""
-    return [
-        torch.tensor(processor.tokenizer.convert_tokens_to_ids(["Ġ" + word for word in words]))
-        for words in attributes.values()
-    ]
+def attribute_logits(states: Tensor, embeddings: Tensor, processor: Qwen2_5_VLProcessor, world: World) -> list[Tensor]:
+    """States [..., width] against the embeddings of each attribute's words: a tensor [..., words] per attribute.
+
+    The words of the second object, where there is one, are read from the state with its halves exchanged. So one
+    state can say of both objects what they are, in the same words.
+    """
+    halves_exchanged = states.roll(states.shape[-1] // 2, dims=-1)
+    logits = []
+    for words, which in zip(world.scene.ATTRIBUTES.values(), world.objects, strict=True):
+        ids = processor.tokenizer.convert_tokens_to_ids(["Ġ" + word for word in words])
+        logits.append((halves_exchanged if which else states) @ embeddings[ids].T)
+    return logits
 
 
-def attribute_logits(states: Tensor, embeddings: Tensor, ids: list[Tensor]) -> list[Tensor]:
-    """States [..., width] against the embeddings of each attribute's words: a tensor [..., words] for each."""
-    return [states @ embeddings[of_attribute].T for of_attribute in ids]
-
-
-def attribute_loss(states: Tensor, words: Tensor, embeddings: Tensor, ids: list[Tensor]) -> Tensor:
+def attribute_loss(
+    states: Tensor, words: Tensor, embeddings: Tensor, processor: Qwen2_5_VLProcessor, world: World
+) -> Tensor:
     """Mean cross-entropy in nats of naming the attributes `words` [B, A] from `states` [B, width]."""
-    logits = attribute_logits(states, embeddings, ids)
+    logits = attribute_logits(states, embeddings, processor, world)
     losses = [F.cross_entropy(of_attribute, words[:, a]) for a, of_attribute in enumerate(logits)]
     return torch.stack(losses).mean()
 
@@ -97,13 +96,12 @@ def train_vision(
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
     pictures: Pictures,
-    views: Views,
+    world: World,
     recipe: VisionRecipe,
     seed: int,
 ) -> None:
-    """Train the vision tower in place; each visual token and the mean of a view have to name the view's attributes."""
+    """Train the vision tower in place; each visual token and their mean have to name all attributes."""
     generator = torch.Generator().manual_seed(seed)
-    ids = word_ids(processor, views.attributes)
     embeddings = model.model.language_model.embed_tokens.weight.detach()
     tower = model.model.visual
     optimizer, schedule = make_optimizer(tower.parameters(), recipe.learning_rate, recipe.steps)
@@ -112,9 +110,9 @@ def train_vision(
         batch = torch.randint(len(pictures), (recipe.batch_size,), generator=generator)
         tokens = image_features(model, processor, pictures.pixels[batch])
         words = pictures.words[batch]
-        of_tokens = words[:, list(views.of_tokens)]
-        each = attribute_loss(tokens.flatten(0, 1), of_tokens.flatten(0, 1), embeddings, ids)
-        whole = attribute_loss(view_means(tokens, views).flatten(0, 1), words.flatten(0, 1), embeddings, ids)
+        of_tokens = words.repeat_interleave(tokens.shape[1], dim=0)
+        each = attribute_loss(tokens.flatten(0, 1), of_tokens, embeddings, processor, world)
+        whole = attribute_loss(tokens.mean(dim=1), words, embeddings, processor, world)
         optimizer.zero_grad()
         (each + whole).backward()
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -126,22 +124,16 @@ def train_vision(
         tower.merger.mlp[-1].bias.mul_(FEATURE_SCALE)
 
 
-def view_means(tokens: Tensor, views: Views) -> Tensor:
-    """The mean visual token of each view: [P, 4, width] -> [P, V, width]."""
-    of_tokens = torch.tensor(views.of_tokens)
-    return torch.stack([tokens[:, of_tokens == view].mean(dim=1) for view in range(views.count)], dim=1)
-
-
 @torch.no_grad()
 def vision_accuracy(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pictures: Pictures, views: Views
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pictures: Pictures, world: World
 ) -> float:
-    """Share of pictures for which the views' mean visual tokens predict all attributes correctly."""
-    features = view_means(all_features(model, processor, pictures), views)
+    """Share of pictures for which the mean visual token predicts all attributes correctly."""
+    features = all_features(model, processor, pictures).mean(dim=1)
     embeddings = model.model.language_model.embed_tokens.weight
-    logits = attribute_logits(features, embeddings, word_ids(processor, views.attributes))
-    named = torch.stack([of_attribute.argmax(dim=-1) for of_attribute in logits], dim=-1)
-    return (named == pictures.words).flatten(1).all(dim=1).float().mean().item()
+    logits = attribute_logits(features, embeddings, processor, world)
+    named = torch.stack([of_attribute.argmax(dim=-1) for of_attribute in logits], dim=1)
+    return (named == pictures.words).all(dim=1).float().mean().item()
 
 
 @torch.no_grad()

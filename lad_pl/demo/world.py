@@ -69,25 +69,6 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Views:
-    """Which words the visual tokens stand for: a scene is seen in one or more views, a token belongs to one."""
-
-    attributes: dict[str, tuple[str, ...]]
-    """Attribute -> its words, the same attributes in every view."""
-    words: Callable[[Any], list[tuple[str, ...]]]
-    """Scene -> for each view its words, in the order of `attributes`."""
-    of_tokens: tuple[int, int, int, int]
-    """The view of each of the four visual tokens, row by row."""
-    of_attributes: tuple[int, ...]
-    """The view to which each attribute of the scene belongs."""
-
-    @property
-    def count(self) -> int:
-        """Number of views."""
-        return max(self.of_tokens) + 1
-
-
-@dataclass(frozen=True)
 class World:
     """All that is particular to a kind of scenes."""
 
@@ -106,7 +87,8 @@ class World:
     """(scene, number of changes, generator) -> a scene that differs a little."""
     adversarial: Callable[[Any, int, frozenset[int], random.Random], list[Any]]
     """(target, count, allowed indices, generator) -> distinct scenes hard to tell from the target."""
-    views: Views
+    objects: tuple[int, ...]
+    """Which object each attribute is about: 0 or 1."""
     data: str
     """Folder of the annotation files, relative to the project."""
 

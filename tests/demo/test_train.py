@@ -31,8 +31,8 @@ def two_steps(recipe):
 def smoke(name):
     """A recipe cut to two steps a phase."""
     recipe = RECIPES[name]
-    phases = {phase: two_steps(getattr(recipe, phase)) for phase in ("vision", "phase_a", "phase_b")}
-    return replace(recipe, **phases, jitters=1, candidate_counts=(12,), samples=2)
+    phases = tuple(map(two_steps, recipe.phases))
+    return replace(recipe, vision=two_steps(recipe.vision), phases=phases, jitters=1, candidate_counts=(12,), samples=2)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_every_phase_of_the_hard_recipe_runs(capsys):
     recipe = smoke("hard")
     processor = build_processor(HARD)
     model = build_model(processor, recipe.architecture, seed=0)
-    train_vision(model, processor, draw_pictures(HARD, (0, 1, 2, 3), range(1)), HARD.views, recipe.vision, seed=0)
+    train_vision(model, processor, draw_pictures(HARD, (0, 1, 2, 3), range(1)), HARD, recipe.vision, seed=0)
     tower = [weight.clone() for weight in model.model.visual.parameters()]
     features = torch.randn(len(HARD.splits.training), 1, 4, recipe.architecture.width)
-    for phase in (recipe.phase_a, recipe.phase_b, recipe.control):
+    for phase in (*recipe.phases, *recipe.control):
         before = [weight.clone() for weight in model.model.language_model.parameters()]
         train_language(model, processor, features, HARD, phase, seed=0)
         after = model.model.language_model.parameters()
