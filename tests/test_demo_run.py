@@ -52,6 +52,29 @@ def test_attention_corrects_it(demo: dict[str, dict], set_name: str, readout: st
     assert corrected["consistency"] > vanilla["consistency"] + 0.2
 
 
+@pytest.fixture(scope="module")
+def hard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """The readouts of the hard demo, N = 4 adversarial; 60 of the 300 samples."""
+    if not (asset("checkpoints/demo-hard-vlm") / "model.safetensors").exists():
+        pytest.skip("the hard demo model is not here")
+    folder = tmp_path_factory.mktemp("demo-hard")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = f"--config={CONFIGS / 'demo-hard.yaml'}"
+        assert main(["fit", config]) == 0
+        assert main(["test", config, "--data.num_test=60"]) == 0
+    return json.loads((folder / "checkpoints/demo-hard/metrics.json").read_text())["readouts"]
+
+
+def test_the_hard_model_answers_by_position_and_above_chance(hard: dict[str, dict]) -> None:
+    assert 0.3 < hard["vanilla"]["accuracy"] < 0.8
+    assert hard["vanilla"]["rstd"] > 0.1
+
+
+def test_the_hard_demo_leaves_room_above_agd(hard: dict[str, dict]) -> None:
+    assert 0.6 < hard["agd"]["accuracy"] < 0.9
+
+
 @pytest.mark.parametrize("config", SHIPPED, ids=[path.stem for path in SHIPPED])
 @pytest.mark.parametrize("command", ["fit", "test", "predict"])
 def test_every_shipped_configuration_parses(config: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:

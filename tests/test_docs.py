@@ -38,7 +38,8 @@ from lad_pl.methods import METHODS
 from lad_pl.readouts import READOUTS
 
 PAGES = [
-    *("README.md", "CHANGELOG.md", "data/README.md", "benchmarks/README.md", "checkpoints/demo-vlm/README.md"),
+    *("README.md", "CHANGELOG.md", "data/README.md", "benchmarks/README.md"),
+    *("checkpoints/demo-vlm/README.md", "checkpoints/demo-hard-vlm/README.md"),
     *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 ]
 LIGHTNING = ("fit", "validate", "test", "predict")
@@ -379,8 +380,10 @@ def test_the_tree_in_the_readme_is_the_package() -> None:
     assert sorted(listed) == sorted(there)
 
 
-def test_the_demo_model_has_the_card_that_the_package_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["demo-vlm", "demo-hard-vlm"])
+def test_a_demo_model_has_the_card_that_the_package_writes(model: str, tmp_path: Path) -> None:
     for name in ("figures.json", "control.json"):
-        shutil.copy(ROOT / "checkpoints/demo-vlm" / name, tmp_path)
+        if (figures := ROOT / "checkpoints" / model / name).exists():
+            shutil.copy(figures, tmp_path)
     write_card(tmp_path)
-    assert (tmp_path / "README.md").read_text() == text_of("checkpoints/demo-vlm/README.md")
+    assert (tmp_path / "README.md").read_text() == text_of(f"checkpoints/{model}/README.md")

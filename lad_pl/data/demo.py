@@ -1,4 +1,4 @@
-"""The embedded demo set: scenes rendered on the fly, through the same annotation files as any other set."""
+"""The embedded demo sets: scenes rendered on the fly, through the same annotation files as any other set."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from PIL import Image
 from lad_pl.data.batches import LoadImage
 from lad_pl.data.datamodule import MultiImageData
 from lad_pl.data.images import resize
-from lad_pl.demo.scenes import IMAGE_SIZE, load_image
+from lad_pl.demo.scenes import IMAGE_SIZE
+from lad_pl.demo.worlds import WORLDS, load_image
 from lad_pl.errors import UserError
 from lad_pl.files import asset
 
 
 class DemoData(MultiImageData):
-    """Rendered scenes for the embedded demo model.
+    """Rendered scenes for the embedded demo models.
 
     Args:
         num_candidates: N, the number of images per sample: 4, 8 or 12.
         difficulty: random (the other images are any scenes) or adversarial (they differ little from the correct one).
+        world: standard (one object, for the model `demo`) or hard (two objects, for the model `demo-hard`).
         batch_size: samples per batch, each with its T permutations (N shifts in ``fit``); auto takes as many as
             ``batch_tokens`` hold. A batch that does not fit into memory is halved.
         options: further arguments of :class:`MultiImageData`.
@@ -30,17 +32,18 @@ class DemoData(MultiImageData):
         self,
         num_candidates: Literal[4, 8, 12] = 4,
         difficulty: Literal["random", "adversarial"] = "random",
+        world: Literal["standard", "hard"] = "standard",
         batch_size: int | Literal["auto"] = 4,
         **options: Any,
     ) -> None:
-        folder, name = asset("data/demo"), f"{num_candidates}_{difficulty}.json"
+        folder, name = asset(WORLDS[world].data), f"{num_candidates}_{difficulty}.json"
         super().__init__(
             annotations=str(folder / f"annotations_{name}"),
             validation_annotations=str(folder / f"validation_{name}"),
             batch_size=batch_size,
             **options,
         )
-        self.num_images, self.difficulty = num_candidates, difficulty
+        self.num_images, self.difficulty, self.world = num_candidates, difficulty, world
 
     def image_loader(self, side: int | None) -> LoadImage:
         """The function that renders one scene, 56 x 56 pixels, RGB, resized to ``side`` pixels square if given."""
@@ -60,7 +63,8 @@ class DemoData(MultiImageData):
 
     def chosen(self) -> dict[str, Any]:
         """The options that choose the samples, as plain values."""
-        return {"num_candidates": self.num_images, "difficulty": self.difficulty, **super().chosen()}
+        world = {} if self.world == "standard" else {"world": self.world}  # runs made before the hard world go on
+        return {"num_candidates": self.num_images, "difficulty": self.difficulty, **world, **super().chosen()}
 
     def check_images(self) -> None:
         """Scenes are rendered; there are no files to miss."""

@@ -1,6 +1,8 @@
-"""The demo model's architecture: Qwen2.5-VL with about 1.3 million parameters."""
+"""The demo models' architecture: Qwen2.5-VL with one or two million parameters."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from transformers import (
@@ -12,24 +14,40 @@ from transformers import (
 
 from lad_pl.demo.vocabulary import END_OF_TURN, PADDING
 
-LAYERS = 4
-WIDTH = 128
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the decoder."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+
+    @property
+    def rotary_sections(self) -> list[int]:
+        """How many of a head's rotary frequencies turn with time, height and width: [4, 6, 6] of 16."""
+        pairs = self.width // self.heads // 2
+        return [pairs - 2 * (3 * pairs // 8), 3 * pairs // 8, 3 * pairs // 8]
 
 
-def build_config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
+def build_config(processor: Qwen2_5_VLProcessor, sizes: Architecture) -> Qwen2_5_VLConfig:
     """The configuration, with the token ids of this processor's tokenizer."""
     token_id = processor.tokenizer.convert_tokens_to_ids
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(processor.tokenizer),
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
+            "hidden_size": sizes.width,
+            "intermediate_size": 2 * sizes.width,
+            "num_hidden_layers": sizes.layers,
+            "num_attention_heads": sizes.heads,
+            "num_key_value_heads": sizes.heads,
             "max_position_embeddings": 4096,
             # Written out: loaded with another default theta, the model would answer worse.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": sizes.rotary_sections,
+            },
             "bos_token_id": None,
             "eos_token_id": token_id(END_OF_TURN),
             "pad_token_id": token_id(PADDING),
@@ -39,7 +57,7 @@ def build_config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
             "hidden_size": 96,
             "intermediate_size": 192,
             "num_heads": 4,
-            "out_hidden_size": WIDTH,
+            "out_hidden_size": sizes.width,
             "fullatt_block_indexes": [0, 1, 2],
         },
         image_token_id=token_id("<|image_pad|>"),
@@ -50,11 +68,11 @@ def build_config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
     )
 
 
-def build_model(processor: Qwen2_5_VLProcessor, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(processor: Qwen2_5_VLProcessor, sizes: Architecture, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """A model with random weights drawn from `seed`; greedy decoding by default."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(build_config(processor))
+        model = Qwen2_5_VLForConditionalGeneration(build_config(processor, sizes))
     model.generation_config = GenerationConfig(
         do_sample=False,
         eos_token_id=processor.tokenizer.convert_tokens_to_ids(END_OF_TURN),

@@ -17,9 +17,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lad_pl.demo.language import Reader
 from lad_pl.demo.questions import TOKENS_PER_IMAGE, Encoder
+from lad_pl.demo.scenes import STANDARD
 from lad_pl.demo.sets import SampleRecord
 from lad_pl.demo.vision import all_features, draw_named
 from lad_pl.demo.vocabulary import INDEX_QUESTION
+from lad_pl.demo.world import World
 
 PERMUTATIONS = 5
 BATCH_SIZE = 32
@@ -45,11 +47,14 @@ class Outcome:
 
 @torch.no_grad()
 def evaluate(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, samples: list[SampleRecord]
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    samples: list[SampleRecord],
+    world: World = STANDARD,
 ) -> Outcome:
     """Answers and attention on every sample under 5 permutations of its images, the identity among them."""
     names = sorted({name for sample in samples for name in sample["image_ids"]})
-    features = dict(zip(names, all_features(model, processor, draw_named(names)), strict=True))
+    features = dict(zip(names, all_features(model, processor, draw_named(world, names)), strict=True))
     encoder, reader = Encoder(processor), Reader(model)
     prompts = [(s["caption"], order, order.index(s["index"]), s) for s in samples for order in _permutations(s)]
     log_probs, masses = [], []
@@ -89,7 +94,7 @@ def _read(reader: Reader, encoder: Encoder, captions: list[str], features: Tenso
     padding = encoder.tokenizer.pad_token_id
     input_ids = torch.tensor([[*row, digits[1], *[padding] * (width - 1 - len(row))] for row in rows])
     columns = (input_ids[0] == encoder.image_id).nonzero().flatten()
-    output = reader(input_ids, columns, features, None, output_attentions=True)
+    output = reader(input_ids, columns, features, [], output_attentions=True)
     batch, last = torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])
     masses = torch.stack([layer.mean(dim=1)[batch, last][:, columns] for layer in output.attentions], dim=1)
     masses = masses.unflatten(-1, (candidates, TOKENS_PER_IMAGE)).sum(dim=-1)

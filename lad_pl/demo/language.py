@@ -7,11 +7,13 @@ of its position, which causes the bias. Attention is never a target of the loss.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
@@ -23,9 +25,9 @@ from lad_pl.demo.questions import (
     skewed_positions,
     uniform_positions,
 )
-from lad_pl.demo.scenes import TRAINING_SCENES
 from lad_pl.demo.schedule import Progress, make_optimizer
-from lad_pl.demo.vision import attribute_logits, word_ids
+from lad_pl.demo.vision import attribute_loss
+from lad_pl.demo.world import World
 
 CAPTION_WEIGHT = 0.2
 SUMMARY_LAYER = 2
@@ -49,6 +51,11 @@ class LanguageRecipe:
     """Weight of the summary loss: the last prompt token has to predict the caption's words."""
     learning_rate: float
     batch_size: int = 48
+    narrow_share: float = 0.0
+    """Share of questions whose text can see the images in a single layer only, one of `retrieval_layers`."""
+    retrieval_layers: tuple[int, ...] = ()
+    altered_share: float = 0.5
+    """Share of questions over images that differ little; the others are over any images."""
 
 
 # Without the summary loss and the blinding, the caption's own tokens retrieve the image and the last prompt
@@ -75,7 +82,11 @@ PHASE_B = LanguageRecipe(
     summary_weight=0.0,
     learning_rate=1.0e-3,
 )
-CONTROL = replace(PHASE_B, name="phase B, uniform positions", weights=uniform_positions)
+
+
+def control(phase_b: LanguageRecipe) -> LanguageRecipe:
+    """Phase B with the correct image at uniform positions."""
+    return replace(phase_b, name="phase B, uniform positions", weights=uniform_positions)
 
 
 class Reader:
@@ -98,24 +109,41 @@ class Reader:
         input_ids: Tensor,
         image_columns: Tensor,
         features: Tensor,
-        mask: Tensor | None,
+        masks: list[Tensor],
         **outputs: bool,
     ) -> Any:
         """Run the decoder on prompts [B, S] whose image columns hold `features` [B, N, 4, width].
 
-        `mask` is bool [B, 1, S, S], True where a query sees a key; None is causal. `outputs` enables further
-        outputs of the decoder, such as `output_attentions=True`.
+        `masks` has for each layer bool [B, 1, S, S], True where a query sees a key; empty is causal. `outputs`
+        enables further outputs of the decoder, such as `output_attentions=True`.
         """
         embeddings = self.decoder.embed_tokens(input_ids)
         columns = image_columns[None, :, None].expand(len(input_ids), -1, embeddings.shape[-1])
         embeddings = embeddings.scatter(1, columns, features.flatten(1, 2).to(embeddings.dtype))
-        return self.decoder(
-            inputs_embeds=embeddings,
-            position_ids=self.positions(input_ids, image_columns),
-            attention_mask=mask,
-            use_cache=False,
-            **outputs,
-        )
+        with layer_masks(self.decoder.layers, masks):
+            return self.decoder(
+                inputs_embeds=embeddings,
+                position_ids=self.positions(input_ids, image_columns),
+                attention_mask=None,
+                use_cache=False,
+                **outputs,
+            )
+
+
+@contextmanager
+def layer_masks(layers: nn.ModuleList, masks: list[Tensor]) -> Iterator[None]:
+    """Give each decoder layer an attention mask of its own within the block; none if there are no masks."""
+
+    def replaced(mask: Tensor) -> Any:
+        return lambda module, args, kwargs: (args, {**kwargs, "attention_mask": mask})
+
+    pairs = zip(layers, masks, strict=True) if masks else ()
+    handles = [layer.register_forward_pre_hook(replaced(mask), with_kwargs=True) for layer, mask in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def blinding_mask(batch: QuestionBatch, blind: Tensor) -> Tensor:
@@ -132,16 +160,29 @@ def blinding_mask(batch: QuestionBatch, blind: Tensor) -> Tensor:
     return (causal & ~hidden)[:, None]
 
 
+def narrow_masks(batch: QuestionBatch, mask: Tensor, seeing: Tensor, layers: int) -> list[Tensor]:
+    """A mask for each layer: the text sees the images in layer `seeing` [B] only, or in all where that is -1.
+
+    The images are hidden with the marks around them, whose states could hold what the image shows.
+    """
+    columns = torch.arange(batch.input_ids.shape[1])
+    first, last = batch.image_columns[0] - 1, batch.image_columns[-1] + 1
+    crossing = (columns > last)[:, None] & ((columns >= first) & (columns <= last))[None, :]  # [S, S]
+    blind = [(seeing >= 0) & (seeing != layer) for layer in range(layers)]
+    return [mask & ~(of_layer[:, None, None, None] & crossing) for of_layer in blind]
+
+
 def language_loss(
     reader: Reader,
     batch: QuestionBatch,
     features: Tensor,
-    mask: Tensor,
+    masks: list[Tensor],
     summary_weight: float,
-    ids: list[Tensor],
+    processor: Qwen2_5_VLProcessor,
+    world: World,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss, and its parts in nats: answer, caption and, if its weight is positive, summary."""
-    output = reader(batch.input_ids, batch.image_columns, features, mask, output_hidden_states=summary_weight > 0)
+    output = reader(batch.input_ids, batch.image_columns, features, masks, output_hidden_states=summary_weight > 0)
     logits = reader.model.lm_head(output.last_hidden_state).flatten(0, 1)
     parts = {
         "answer": F.cross_entropy(logits, batch.answer_labels.flatten()),
@@ -150,45 +191,50 @@ def language_loss(
     total = parts["answer"] + CAPTION_WEIGHT * parts["caption"]
     if summary_weight > 0:
         states = output.hidden_states[SUMMARY_LAYER][torch.arange(len(batch.last)), batch.last]
-        parts["summary"] = summary_loss(reader.decoder.norm(states), batch.stated_words, reader, ids)
+        embeddings = reader.decoder.embed_tokens.weight
+        parts["summary"] = attribute_loss(reader.decoder.norm(states), batch.stated_words, embeddings, processor, world)
         total = total + summary_weight * parts["summary"]
     return total, parts
-
-
-def summary_loss(states: Tensor, stated_words: Tensor, reader: Reader, ids: list[Tensor]) -> Tensor:
-    """Mean cross-entropy in nats of the caption's words [B, 6] predicted from the last prompt token's states."""
-    logits = attribute_logits(states, reader.decoder.embed_tokens.weight, ids)
-    losses = [F.cross_entropy(of_attribute, stated_words[:, a]) for a, of_attribute in enumerate(logits)]
-    return torch.stack(losses).mean()
 
 
 def train_language(
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
     features: Tensor,
+    world: World,
     recipe: LanguageRecipe,
     seed: int,
 ) -> None:
     """Train the decoder in place on features [training scenes, jitters, 4, width] of the frozen tower."""
     generator = random.Random(f"{recipe.name} {seed}")
-    encoder, reader, ids = Encoder(processor), Reader(model), word_ids(processor)
-    rank = {scene: number for number, scene in enumerate(TRAINING_SCENES)}
+    encoder, reader = Encoder(processor), Reader(model)
+    rank = {scene: number for number, scene in enumerate(world.splits.training)}
     optimizer, schedule = make_optimizer(reader.decoder.parameters(), recipe.learning_rate, recipe.steps)
     progress = Progress(recipe.name, recipe.steps)
     for step in range(recipe.steps):
         candidates = generator.randint(recipe.fewest_images, recipe.most_images)
         questions = [
-            draw_question(candidates, recipe.index_share, recipe.weights, generator) for _ in range(recipe.batch_size)
+            draw_question(world, candidates, recipe.index_share, recipe.weights, generator, recipe.altered_share)
+            for _ in range(recipe.batch_size)
         ]
         shown = torch.tensor([[rank[scene.index] for scene in question.scenes] for question in questions])
         jitters = torch.tensor([[generator.randrange(features.shape[1]) for _ in row] for row in shown])
         batch = encoder.encode(questions)
         blind = torch.tensor([generator.random() < recipe.blind_share for _ in questions])
-        mask = blinding_mask(batch, blind)
-        loss, parts = language_loss(reader, batch, features[shown, jitters], mask, recipe.summary_weight, ids)
+        masks = [blinding_mask(batch, blind)] * len(reader.decoder.layers)
+        if recipe.narrow_share:
+            seeing = [draw_layer(recipe, generator) for _ in questions]
+            masks = narrow_masks(batch, masks[0], torch.tensor(seeing), len(masks))
+        shown_features = features[shown, jitters]
+        loss, parts = language_loss(reader, batch, shown_features, masks, recipe.summary_weight, processor, world)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(reader.decoder.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(reader.decoder.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         progress.show(step, **parts)
+
+
+def draw_layer(recipe: LanguageRecipe, generator: random.Random) -> int:
+    """The only layer in which a question's text sees the images; -1 if it sees them in all."""
+    return generator.choice(recipe.retrieval_layers) if generator.random() < recipe.narrow_share else -1

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor
 
-from lad_pl.demo.scenes import ATTRIBUTES, TEMPLATES, TRAINING_SCENES, Scene
-from lad_pl.demo.sets import alterations
-from lad_pl.demo.vocabulary import CONTENT_QUESTION, END_OF_TURN, INDEX_QUESTION, WITHHELD
+from lad_pl.demo.vocabulary import CONTENT_QUESTION, END_OF_TURN, INDEX_QUESTION, WITHHELD, spoken
+from lad_pl.demo.world import Combination, World
 
 TOKENS_PER_IMAGE = 4
 IGNORED = -100  # cross_entropy's default ignore_index
@@ -42,7 +41,7 @@ def skewed_positions(candidates: int) -> list[float]:
 class Question:
     """One training question over N scenes."""
 
-    scenes: list[Scene]
+    scenes: list[Combination]
     target: int
     """0-based position of the image that the caption describes."""
     withheld: str | None
@@ -55,8 +54,8 @@ class Question:
         scene = self.scenes[self.target]
         if self.withheld is None:
             return INDEX_QUESTION.format(N=len(self.scenes), caption=scene.caption(self.template))
-        caption = TEMPLATES[self.template].format(**{**vars(scene), self.withheld: WITHHELD})
-        return CONTENT_QUESTION.format(N=len(self.scenes), attribute=self.withheld, caption=caption)
+        caption = scene.TEMPLATES[self.template].format(**{**vars(scene), self.withheld: WITHHELD})
+        return CONTENT_QUESTION.format(N=len(self.scenes), attribute=spoken(self.withheld), caption=caption)
 
     @property
     def answer(self) -> str:
@@ -69,45 +68,41 @@ class Question:
         scene = self.scenes[self.target]
         return [
             IGNORED if attribute == self.withheld else words.index(getattr(scene, attribute))
-            for attribute, words in ATTRIBUTES.items()
+            for attribute, words in scene.ATTRIBUTES.items()
         ]
 
 
-_TRAINING = frozenset(TRAINING_SCENES)
-
-
-def draw_scenes(candidates: int, generator: random.Random) -> list[Scene]:
-    """N distinct training scenes: half the time any, else one scene altered in 1, 2 or 3 attributes."""
-    if generator.random() < 0.5:
-        return [Scene.from_index(index) for index in generator.sample(TRAINING_SCENES, candidates)]
-    centre = Scene.from_index(generator.choice(TRAINING_SCENES))
+def draw_scenes(world: World, candidates: int, altered_share: float, generator: random.Random) -> list[Combination]:
+    """N distinct training scenes: any or, with this probability, one scene altered 1, 2 or 3 times."""
+    scene, training = world.scene, world.splits.training
+    if generator.random() >= altered_share:
+        return [scene.from_index(index) for index in generator.sample(training, candidates)]
+    centre = scene.from_index(generator.choice(training))
     distance = generator.choice((1, 2, 3))
-    chosen: dict[int, Scene] = {}
+    chosen: dict[int, Combination] = {}
     while len(chosen) < candidates:
-        scene = _altered(centre, distance, generator)
-        if scene.index in _TRAINING:
-            chosen[scene.index] = scene
+        altered = world.altered(centre, distance, generator)
+        if altered.index in world.training:
+            chosen[altered.index] = altered
     return list(chosen.values())
 
 
-def _altered(scene: Scene, count: int, generator: random.Random) -> Scene:
-    """`scene` with `count` of its attributes changed."""
-    words = dict(vars(scene))
-    for attribute in generator.sample(list(ATTRIBUTES), count):
-        words[attribute] = generator.choice([word for word in ATTRIBUTES[attribute] if word != words[attribute]])
-    return Scene(**words)
-
-
-def draw_question(candidates: int, index_share: float, weights: PositionWeights, generator: random.Random) -> Question:
+def draw_question(
+    world: World,
+    candidates: int,
+    index_share: float,
+    weights: PositionWeights,
+    generator: random.Random,
+    altered_share: float = 0.5,
+) -> Question:
     """A question over N images; the target of a content question has a uniform position."""
-    scenes = draw_scenes(candidates, generator)
-    template = generator.randrange(len(TEMPLATES))
+    scenes = draw_scenes(world, candidates, altered_share, generator)
+    template = generator.randrange(len(world.scene.TEMPLATES))
     if generator.random() >= index_share:
         target = generator.randrange(candidates)
-        shown = set(scenes)
         # Attributes that the caption can withhold and still fit the target only.
-        twins = [scene for scene in alterations(scenes[target]) if scene in shown]
-        askable = [a for a in ATTRIBUTES if all(getattr(t, a) == getattr(scenes[target], a) for t in twins)]
+        differences = [scenes[target].differing_attributes(scene) for scene in scenes]
+        askable = [attribute for attribute in world.scene.ATTRIBUTES if [attribute] not in differences]
         if askable:
             return Question(scenes, target, generator.choice(askable), template)
     target = generator.choices(range(candidates), weights(candidates))[0]
@@ -127,7 +122,7 @@ class QuestionBatch:
     last: Tensor
     """[B]: column of the last prompt token."""
     stated_words: Tensor
-    """[B, 6]: word index of every attribute that the caption states; else IGNORED."""
+    """[B, A]: word index of every attribute that the caption states; else IGNORED."""
     image_columns: Tensor
     """[4 N]: the columns of the visual tokens."""
 

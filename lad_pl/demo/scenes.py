@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
-from PIL import Image
+
+from lad_pl.demo.world import Combination, Splits, World
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "size": ("small", "large"),
@@ -34,8 +35,11 @@ TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(Combination):
     """One combination: a word for each attribute, in the order of `ATTRIBUTES`."""
+
+    ATTRIBUTES: ClassVar = ATTRIBUTES
+    TEMPLATES: ClassVar = TEMPLATES
 
     size: str
     pattern: str
@@ -43,11 +47,6 @@ class Scene:
     shape: str
     place: str
     background: str
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The six attribute words, in the order of `ATTRIBUTES`."""
-        return (self.size, self.pattern, self.colour, self.shape, self.place, self.background)
 
     @property
     def index(self) -> int:
@@ -68,48 +67,39 @@ class Scene:
             chosen.append(words[digit])
         return cls(*reversed(chosen))
 
-    def caption(self, template: int) -> str:
-        """The caption that names all six attributes, in the words of `TEMPLATES[template]`."""
-        return TEMPLATES[template].format(**self.__dict__)
+
+# --- Alterations
 
 
-# --- Training, validation and test combinations
-
-_order = list(range(SCENE_COUNT))
-random.Random(20261122).shuffle(_order)
-_held_out = SCENE_COUNT * 15 // 100
-TEST_SCENES = tuple(sorted(_order[: _held_out // 2]))
-"""Combinations never trained on: the targets of the test sets."""
-VALIDATION_SCENES = tuple(sorted(_order[_held_out // 2 : _held_out]))
-"""Combinations never trained on: the targets of the validation sets, on which the recipe was chosen."""
-TRAINING_SCENES = tuple(sorted(_order[_held_out:]))
-"""The remaining 85 %."""
+def altered(scene: Scene, count: int, generator: random.Random) -> Scene:
+    """`scene` with `count` of its attributes changed."""
+    words = dict(vars(scene))
+    for attribute in generator.sample(list(ATTRIBUTES), count):
+        words[attribute] = generator.choice([word for word in ATTRIBUTES[attribute] if word != words[attribute]])
+    return Scene(**words)
 
 
-# --- Image names
-
-_NAME = re.compile(r"scene-(0|[1-9]\d{0,3})-(0|[1-9]\d{0,8})\.png", re.ASCII)
-
-
-def render_name(scene: int, jitter: int) -> str:
-    """The image name of a scene index and a jitter seed, such as `scene-4031-17.png`."""
-    return f"scene-{scene}-{jitter}.png"
-
-
-def parse_name(name: str) -> tuple[int, int]:
-    """(scene index, jitter seed) of an image name; ValueError if it is none."""
-    match = _NAME.fullmatch(name)
-    if match is None or int(match[1]) >= SCENE_COUNT:
-        raise ValueError(
-            f"{name!r} is no demo image: expected scene-INDEX-JITTER.png with INDEX in 0..{SCENE_COUNT - 1}"
-        )
-    return int(match[1]), int(match[2])
+def alterations(scene: Scene) -> list[Scene]:
+    """The 23 scenes that differ from `scene` in exactly one attribute."""
+    return [
+        replace(scene, **{attribute: word})
+        for attribute, words in ATTRIBUTES.items()
+        for word in words
+        if word != getattr(scene, attribute)
+    ]
 
 
-def load_image(name: str) -> Image.Image:
-    """Draw the image that `name` stands for (RGB, 56x56); ValueError if it is no demo image name."""
-    scene, jitter = parse_name(name)
-    return render(Scene.from_index(scene), jitter)
+def adversarial_distractors(
+    target: Scene, count: int, allowed: frozenset[int], generator: random.Random
+) -> list[Scene]:
+    """`count` distinct scenes that, like the target, differ from a hidden centre scene in one attribute.
+
+    The centre is drawn among the target's alterations. Every scene has equally many alterations, so this is
+    the same as drawing the centre first, altering it count + 1 times and taking any of these as the target.
+    """
+    centre = generator.choice(alterations(target))
+    others = [scene for scene in alterations(centre) if scene != target and scene.index in allowed]
+    return generator.sample(others, count)
 
 
 # --- Drawing
@@ -156,37 +146,60 @@ _DISTANCES: dict[str, Callable[[Plane, Plane], Plane]] = {
 }
 
 
-def render(scene: Scene, jitter_seed: int) -> Image.Image:
-    """Draw a scene: RGB, 56x56 pixels. The jitter seed moves, turns, scales and tints it a little."""
-    return Image.fromarray(render_array(scene, jitter_seed))
-
-
 def render_array(scene: Scene, jitter_seed: int) -> np.ndarray:
-    """`render` as an array: uint8 [56, 56, 3]."""
+    """Draw a scene: uint8 [56, 56, 3]. The jitter seed moves, turns, scales and tints it a little."""
     generator = np.random.Generator(np.random.PCG64([scene.index, jitter_seed]))
     # Only Generator.random is used: its bits are the same in every NumPy since 1.17.
     shift_x, shift_y, scale, turn, phase, slope, *tint = (2.0 * generator.random(12) - 1.0).tolist()
     radius = _RADII[scene.size] * (1.0 + 0.06 * scale)
-    x, y = _turned_coordinates(scene.place, 1.5 * shift_x, 1.5 * shift_y, 0.07 * turn)
+    centre_x, centre_y = _PLACES[scene.place]
+    x, y = turned_coordinates(centre_x, centre_y, 1.5 * shift_x, 1.5 * shift_y, 0.07 * turn)
+    picture = draw_ground(scene.background, tint[:3], slope)
+    picture = draw_object(picture, (x, y), radius, scene.shape, scene.pattern, scene.colour, tint[3:], phase)
+    return as_pixels(picture, generator)
 
-    ground = np.array(_GROUNDS[scene.background]) + 6.0 * np.array(tint[:3])
-    paint = np.array(_COLOURS[scene.colour]) + 10.0 * np.array(tint[3:])
+
+def draw_ground(background: str, tint: list[float], slope: float) -> np.ndarray:
+    """An empty picture, float64 [56, 56, 3]: tinted by three numbers in -1..1, lighter at one end (`slope` -1..1)."""
+    ground = np.array(_GROUNDS[background]) + 6.0 * np.array(tint)
     picture = np.repeat(ground[None, None, :], IMAGE_SIZE, axis=0)
     picture = picture + slope * np.linspace(-10.0, 10.0, IMAGE_SIZE)[:, None, None]
-    picture = np.repeat(picture, IMAGE_SIZE, axis=1)
-    if scene.pattern == "striped":
-        paint = paint * (1.0 - 0.7 * _stripes(x + y, phase))[:, :, None]
+    return np.repeat(picture, IMAGE_SIZE, axis=1)
 
-    distance = _DISTANCES[scene.shape](x / radius, y / radius) * radius  # pixels
+
+def draw_object(
+    picture: np.ndarray,
+    coordinates: tuple[Plane, Plane],
+    radius: float,
+    shape: str,
+    pattern: str,
+    colour: str,
+    tint: list[float],
+    phase: float,
+) -> np.ndarray:
+    """The picture, float64 [56, 56, 3], with an object of this radius in pixels around the coordinates' origin."""
+    x, y = coordinates
+    paint = np.array(_COLOURS[colour]) + 10.0 * np.array(tint)
+    if pattern != "plain":
+        dark = _stripes(x + y, phase)
+        if pattern == "checked":
+            dark = np.abs(dark - _stripes(x - y, phase))
+        paint = paint * (1.0 - 0.7 * dark)[:, :, None]
+    distance = _DISTANCES[shape](x / radius, y / radius) * radius  # pixels
     cover = np.clip(0.5 - distance, 0.0, 1.0)[:, :, None]  # the share of a pixel inside: anti-aliasing
-    picture = picture * (1.0 - cover) + paint * cover
+    return picture * (1.0 - cover) + paint * cover
+
+
+def as_pixels(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A finished picture, float64 [56, 56, 3], with noise, as uint8."""
     picture = picture + 4.0 * (2.0 * generator.random((IMAGE_SIZE, IMAGE_SIZE, 1)) - 1.0)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def _turned_coordinates(place: str, shift_x: float, shift_y: float, half_tangent: float) -> tuple[Plane, Plane]:
+def turned_coordinates(
+    centre_x: float, centre_y: float, shift_x: float, shift_y: float, half_tangent: float
+) -> tuple[Plane, Plane]:
     """Pixel coordinates from the object's centre, turned by 2 atan(half_tangent): rational, no sine."""
-    centre_x, centre_y = _PLACES[place]
     pixels = np.arange(IMAGE_SIZE) + 0.5
     x = np.broadcast_to(pixels[None, :] - centre_x - shift_x, (IMAGE_SIZE, IMAGE_SIZE))
     y = np.broadcast_to(pixels[:, None] - centre_y - shift_y, (IMAGE_SIZE, IMAGE_SIZE))
@@ -200,3 +213,18 @@ def _stripes(along: Plane, phase: float) -> Plane:
     turns = along / (1.4142135 * _STRIPE_PERIOD) + phase
     edge = np.abs(turns - np.floor(turns) - 0.5) - 0.25  # in periods; a stripe is half a period wide
     return np.clip(0.5 + edge * _STRIPE_PERIOD, 0.0, 1.0)
+
+
+STANDARD = World(
+    name="standard",
+    scene=Scene,
+    count=SCENE_COUNT,
+    splits=Splits.draw(SCENE_COUNT, seed=20261122),
+    template_words=("a", "at", "the", "on", "there", "is", "that", "and"),
+    image_prefix="scene",
+    render_array=render_array,
+    altered=altered,
+    adversarial=adversarial_distractors,
+    objects=(0, 0, 0, 0, 0, 0),
+    data="data/demo",
+)

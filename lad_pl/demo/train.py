@@ -1,4 +1,4 @@
-"""Train the demo model from scratch: `python -m lad_pl.demo.train --output DIR --seed 0`.
+"""Train a demo model from scratch: `python -m lad_pl.demo.train --output DIR --seed 0 [--recipe hard]`.
 
 The phases are vision, phase A, phase B, evaluation, saving. `--control` trains phase B with the correct image
 at uniform positions instead, and writes figures only: the bias that is left without the skew.
@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,36 +30,21 @@ from lad_pl.demo.architecture import build_model
 from lad_pl.demo.card import CONTROL as CONTROL_FILE
 from lad_pl.demo.card import FIGURES, write_card
 from lad_pl.demo.evaluation import evaluate
-from lad_pl.demo.language import CONTROL, PHASE_A, PHASE_B, LanguageRecipe, train_language
-from lad_pl.demo.scenes import TRAINING_SCENES, VALIDATION_SCENES, Scene, render
-from lad_pl.demo.sets import CANDIDATE_COUNTS, KINDS, SPLITS, build_set
+from lad_pl.demo.language import train_language
+from lad_pl.demo.recipes import RECIPES, Recipe
+from lad_pl.demo.sets import KINDS, SPLITS, build_set
 from lad_pl.demo.vision import (
-    VisionRecipe,
     all_features,
     draw_pictures,
     train_vision,
     vision_accuracy,
 )
 from lad_pl.demo.vocabulary import INDEX_QUESTION, build_processor
+from lad_pl.demo.world import World
 
 CHECK_JITTERS = range(1_000, 1_002)
 
 Model = Qwen2_5_VLForConditionalGeneration
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All settings of a training run except the seed."""
-
-    vision: VisionRecipe = field(default_factory=VisionRecipe)
-    phase_a: LanguageRecipe = PHASE_A
-    phase_b: LanguageRecipe = PHASE_B
-    control: LanguageRecipe = CONTROL
-    jitters: int = 6
-    """Pictures per training scene."""
-    candidate_counts: tuple[int, ...] = CANDIDATE_COUNTS
-    samples: int | None = None
-    """Evaluate on the first so many samples of a set; None for all."""
 
 
 class Stages:
@@ -89,32 +74,35 @@ class Stages:
 
 def train(output: Path, seed: int, control: bool, keep: Path | None, recipe: Recipe) -> None:
     """Train, evaluate, and write the model folder (with `control`: only the figures)."""
-    processor = build_processor()
-    model = build_model(processor, seed)
+    world = recipe.world
+    processor = build_processor(world)
+    model = build_model(processor, recipe.architecture, seed)
     stages = Stages(model, keep)
-    pictures = draw_pictures(TRAINING_SCENES, range(recipe.jitters))
-    stages.run("vision", partial(train_vision, model, processor, pictures, recipe.vision, seed))
-    named = vision_accuracy(model, processor, draw_pictures(VALIDATION_SCENES, CHECK_JITTERS))
-    print(f"all six attributes named correctly on unseen combinations: {100 * named:.1f} %", flush=True)
+    pictures = draw_pictures(world, world.splits.training, range(recipe.jitters))
+    stages.run("vision", partial(train_vision, model, processor, pictures, world, recipe.vision, seed))
+    unseen = draw_pictures(world, world.splits.validation, CHECK_JITTERS)
+    named = vision_accuracy(model, processor, unseen, world)
+    print(f"all attributes named correctly on unseen combinations: {100 * named:.1f} %", flush=True)
     features = all_features(model, processor, pictures).unflatten(0, (-1, recipe.jitters))
-    last = ("control", recipe.control) if control else ("phase_b", recipe.phase_b)
-    for name, phase in (("phase_a", recipe.phase_a), last):
-        stages.run(name, partial(train_language, model, processor, features, phase, seed))
+    for phase in recipe.control if control else recipe.phases:
+        name = "control" if phase not in recipe.phases else phase.name.lower().replace(" ", "_")
+        stages.run(name, partial(train_language, model, processor, features, world, phase, seed))
 
     round_to_half(model)
     figures = {
+        "recipe": world.name,
         "seed": seed,
         "vision_accuracy": 100 * named,
         "seconds": stages.seconds,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "samples": {split: recipe.samples or count for split, (_, count) in SPLITS.items()},
+        "samples": {split: recipe.samples or count for split, count in SPLITS.items()},
         "sets": measure(model, processor, recipe),
     }
     output.mkdir(parents=True, exist_ok=True)
     if not control:
-        save(model, processor, output)
+        save(model, processor, world, output)
     (output / (CONTROL_FILE if control else FIGURES)).write_text(json.dumps(figures, indent=1) + "\n")
     write_card(output)
 
@@ -136,39 +124,40 @@ def measure(model: Model, processor: Qwen2_5_VLProcessor, recipe: Recipe) -> dic
         for candidates in recipe.candidate_counts:
             for kind in KINDS:
                 name = f"{split}_{candidates}_{kind}"
-                outcome = evaluate(model, processor, build_set(split, candidates, kind)[: recipe.samples])
+                samples = build_set(split, candidates, kind, recipe.world)[: recipe.samples]
+                outcome = evaluate(model, processor, samples, recipe.world)
                 figures[name] = asdict(outcome)
                 print(f"{name}  {outcome}", flush=True)
     return figures
 
 
-def save(model: Model, processor: Qwen2_5_VLProcessor, output: Path) -> None:
+def save(model: Model, processor: Qwen2_5_VLProcessor, world: World, output: Path) -> None:
     """Write the Hugging Face folder with float16 weights, and make sure that it reads back the same."""
-    before = probe(model, processor)
+    before = probe(model, processor, world)
     model.half().save_pretrained(output)
     processor.save_pretrained(output)
     again: Any = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32)
-    after = probe(again, AutoProcessor.from_pretrained(output))
+    after = probe(again, AutoProcessor.from_pretrained(output), world)
     difference = (after - before).abs().max().item()
     if type(again) is not type(model) or difference > 1e-4:
         raise RuntimeError(f"the model read back from {output} differs: logits off by {difference:.2g}")
 
 
-def probe_inputs(processor: Qwen2_5_VLProcessor) -> BatchFeature:
+def probe_inputs(processor: Qwen2_5_VLProcessor, world: World) -> BatchFeature:
     """One prompt over three pictures, as the model takes it."""
-    scenes = [Scene.from_index(index) for index in VALIDATION_SCENES[:3]]
+    scenes = [world.scene.from_index(index) for index in world.splits.validation[:3]]
     text = INDEX_QUESTION.format(N=len(scenes), caption=scenes[1].caption(0))
     content = [*[{"type": "image"} for _ in scenes], {"type": "text", "text": text}]
     messages: list[Any] = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    images = [render(scene, CHECK_JITTERS[0]) for scene in scenes]
+    images = [world.render(scene, CHECK_JITTERS[0]) for scene in scenes]
     return processor(text=[prompt], images=[images], return_tensors="pt")
 
 
 @torch.no_grad()
-def probe(model: Model, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
+def probe(model: Model, processor: Qwen2_5_VLProcessor, world: World) -> torch.Tensor:
     """Logits [1, S, vocabulary] of `probe_inputs`, all the way from pictures and text."""
-    return model.eval()(**probe_inputs(processor)).logits
+    return model.eval()(**probe_inputs(processor, world)).logits
 
 
 @contextmanager
@@ -187,12 +176,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", choices=RECIPES, default="standard", help="which demo to train")
     parser.add_argument("--control", action="store_true", help="train with uniform positions; write figures only")
     parser.add_argument("--keep", type=Path, help="folder for the weights after each phase, to go on from")
     parser.add_argument("--threads", type=int, default=1, help="of torch; one is often fastest on so small a model")
     arguments = parser.parse_args()
     with torch_threads(arguments.threads):
-        train(arguments.output, arguments.seed, arguments.control, arguments.keep, Recipe())
+        train(arguments.output, arguments.seed, arguments.control, arguments.keep, RECIPES[arguments.recipe])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ word that is not in the vocabulary is encoded as bytes, so that `red` is no part
 
 from __future__ import annotations
 
-import re
 from string import Formatter
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
@@ -15,7 +14,8 @@ from tokenizers.models import BPE
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from lad_pl.demo.scenes import ATTRIBUTES, IMAGE_SIZE, TEMPLATES
+from lad_pl.demo.scenes import IMAGE_SIZE, STANDARD
+from lad_pl.demo.world import World
 
 INDEX_QUESTION = (
     "Given {N} images indexed from 1 to {N}, identify the image that best matches the provided caption. "
@@ -63,11 +63,16 @@ CHAT_TEMPLATE = """\
 _PIECES = r" ?\p{L}+|\p{N}|[^\p{L}\p{N}]"
 
 
-def caption_words() -> list[str]:
-    """All words of the captions, the names of the attributes and `WITHHELD`, each once."""
-    template_words = re.findall("[a-z]+", re.sub(r"\{.*?\}", "", " ".join(TEMPLATES)))
-    attribute_words = [word for words in ATTRIBUTES.values() for word in words]
-    return list(dict.fromkeys([*template_words, *attribute_words, *ATTRIBUTES, WITHHELD]))
+def spoken(attribute: str) -> str:
+    """The name of an attribute in a question, such as `left colour` for `left_colour`."""
+    return attribute.replace("_", " ")
+
+
+def caption_words(world: World) -> list[str]:
+    """All words of a world's captions, the names of its attributes and `WITHHELD`, each once."""
+    attribute_words = [word for words in world.scene.ATTRIBUTES.values() for word in words]
+    names = spoken(" ".join(world.scene.ATTRIBUTES)).split()
+    return list(dict.fromkeys([*world.template_words, *attribute_words, *names, WITHHELD]))
 
 
 def prompt_phrases() -> list[str]:
@@ -81,10 +86,10 @@ def prompt_phrases() -> list[str]:
     return list(dict.fromkeys([*phrases, SYSTEM_MESSAGE]))
 
 
-def build_tokenizer() -> TokenizersBackend:
+def build_tokenizer(world: World) -> TokenizersBackend:
     """The tokenizer: bytes, words, prompt phrases and special tokens (about 320 tokens)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["Ġ" + word for word in caption_words()]  # Ġ is the byte-level alphabet's space
+    words = ["Ġ" + word for word in caption_words(world)]  # Ġ is the byte-level alphabet's space
     tokens = [*alphabet, *words, FIRST_WORD, *ROLES]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     # ignore_merges: a piece in the vocabulary is one token; any other piece is encoded as bytes.
@@ -107,13 +112,13 @@ def build_tokenizer() -> TokenizersBackend:
     )
 
 
-def build_processor() -> Qwen2_5_VLProcessor:
+def build_processor(world: World = STANDARD) -> Qwen2_5_VLProcessor:
     """Qwen2.5-VL's own processor class with this tokenizer; brings any square image to 56x56 pixels."""
     # The least and most pixels of an image; not 56 * 56 itself, where rounding could tip to 28x28 or 84x84.
     size = {"shortest_edge": IMAGE_SIZE**2 - 32, "longest_edge": IMAGE_SIZE**2 + 32}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(world),
         video_processor=Qwen2VLVideoProcessor(size=size),
         chat_template=CHAT_TEMPLATE,
     )

@@ -22,6 +22,9 @@ _OWN_OPTIONS = ("dtype", "attn_implementation", "device_map", "revision", "local
 _DISTRIBUTED = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 _DECIDED = ("use_safetensors", "weights_only", "output_loading_info", "ignore_mismatched_sizes")
 
+_EMBEDDED = {"demo": "checkpoints/demo-vlm", "demo-hard": "checkpoints/demo-hard-vlm"}
+"""Models that come with the toolkit."""
+
 
 @dataclass(frozen=True)
 class VLMSpec:
@@ -34,7 +37,7 @@ class VLMSpec:
 
     path: str
     """Hub id (Qwen/Qwen2.5-VL-3B-Instruct), local folder with config.json, safetensors and processor files, or
-    "demo" for the embedded demo model."""
+    "demo" or "demo-hard" for an embedded demo model."""
     dtype: str = "auto"
     """Number format of the weights: auto (as stored), float32, bfloat16 or float16."""
     attn_implementation: str = "sdpa"
@@ -82,7 +85,7 @@ class VLMSpec:
     @property
     def source(self) -> str:
         """Hub id or folder for ``from_pretrained``."""
-        return str(asset("checkpoints/demo-vlm")) if self.path == "demo" else self.path
+        return str(asset(_EMBEDDED[self.path])) if self.path in _EMBEDDED else self.path
 
     def load_processor(self) -> ProcessorMixin:
         """The model's tokenizer, image processor and chat template.

@@ -27,7 +27,7 @@ FAMILY_OF = {
 
 
 def test_every_configuration_of_a_published_model_is_here() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FAMILY_OF, "demo"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FAMILY_OF, "demo", "demo-hard"}
 
 
 @pytest.mark.parametrize(

@@ -5,20 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from lad_pl.demo.scenes import (
-    ATTRIBUTES,
-    SCENE_COUNT,
-    TEMPLATES,
-    TEST_SCENES,
-    TRAINING_SCENES,
-    VALIDATION_SCENES,
-    Scene,
-    load_image,
-    parse_name,
-    render,
-    render_array,
-    render_name,
-)
+from lad_pl.demo.scenes import ATTRIBUTES, SCENE_COUNT, STANDARD, TEMPLATES, Scene, render_array
+from lad_pl.demo.worlds import WORLDS, load_image
 
 
 def test_every_index_is_one_scene():
@@ -35,9 +23,10 @@ def test_no_scene_beyond_the_last(index):
 
 
 def test_splits_are_disjoint_and_complete():
-    splits = [TRAINING_SCENES, VALIDATION_SCENES, TEST_SCENES]
-    assert sorted(index for split in splits for index in split) == list(range(SCENE_COUNT))
-    assert len(VALIDATION_SCENES) == len(TEST_SCENES) == 432  # together 15 %
+    splits = STANDARD.splits
+    parts = (splits.training, splits.validation, splits.test)
+    assert sorted(index for part in parts for index in part) == list(range(SCENE_COUNT))
+    assert len(splits.validation) == len(splits.test) == 432  # together 15 %
 
 
 @pytest.mark.parametrize("template", range(len(TEMPLATES)))
@@ -52,16 +41,18 @@ def test_no_word_serves_two_attributes():
 
 
 def test_names_round_trip():
-    assert render_name(4031, 17) == "scene-4031-17.png"
-    for scene in (0, 7, 5759):
-        for jitter in (0, 3, 999_999_999):
-            assert parse_name(render_name(scene, jitter)) == (scene, jitter)
+    assert STANDARD.render_name(4031, 17) == "scene-4031-17.png"
+    for world in WORLDS.values():
+        for scene in (0, 7, world.count - 1):
+            for jitter in (0, 3, 999_999_999):
+                assert world.parse_name(world.render_name(scene, jitter)) == (scene, jitter)
 
 
 @pytest.mark.parametrize(
     "name",
     ["", "cat.png", "scene-5760-1.png", "scene-01-1.png", "scene-1-01.png", "scene-1.png", "scene-1-1.png\n",
-     "scene-1-1.jpg", "a/scene-1-1.png", "scene--1-1.png", "scene-1-1234567890.png", "scene-\u0661-1.png"],
+     "scene-1-1.jpg", "a/scene-1-1.png", "scene--1-1.png", "scene-1-1234567890.png", "scene-\u0661-1.png",
+     "pair-10080-1.png", "pair-1.png"],
 )  # fmt: skip
 def test_other_names_are_refused_in_one_line(name):
     with pytest.raises(ValueError, match="is no demo image") as caught:
@@ -73,7 +64,7 @@ def test_image_is_small_rgb_and_the_name_says_all():
     image = load_image("scene-4031-17.png")
     assert image.size == (56, 56)
     assert image.mode == "RGB"
-    assert image.tobytes() == render(Scene.from_index(4031), 17).tobytes()
+    assert image.tobytes() == STANDARD.render(Scene.from_index(4031), 17).tobytes()
     assert image.tobytes() != load_image("scene-4031-18.png").tobytes()
 
 

@@ -9,11 +9,17 @@ import torch
 from paths import ROOT
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lad_pl.demo.architecture import build_model
 from lad_pl.demo.evaluation import evaluate
-from lad_pl.demo.language import Reader, blinding_mask
+from lad_pl.demo.language import Reader, blinding_mask, narrow_masks, train_language
+from lad_pl.demo.pairs import HARD
 from lad_pl.demo.questions import Encoder, draw_question, skewed_positions, uniform_positions
+from lad_pl.demo.recipes import RECIPES
+from lad_pl.demo.scenes import STANDARD
 from lad_pl.demo.sets import build_set
-from lad_pl.demo.train import Recipe, probe, probe_inputs, torch_threads, train
+from lad_pl.demo.train import probe, probe_inputs, torch_threads, train
+from lad_pl.demo.vision import draw_pictures, train_vision
+from lad_pl.demo.vocabulary import build_processor
 
 CHECKPOINT = ROOT / "checkpoints" / "demo-vlm"
 
@@ -22,15 +28,11 @@ def two_steps(recipe):
     return replace(recipe, steps=2, batch_size=4)
 
 
-SMOKE = Recipe(
-    vision=two_steps(Recipe().vision),
-    phase_a=two_steps(Recipe().phase_a),
-    phase_b=two_steps(Recipe().phase_b),
-    control=two_steps(Recipe().control),
-    jitters=1,
-    candidate_counts=(12,),
-    samples=2,
-)
+def smoke(name):
+    """A recipe cut to two steps a phase."""
+    recipe = RECIPES[name]
+    phases = tuple(map(two_steps, recipe.phases))
+    return replace(recipe, vision=two_steps(recipe.vision), phases=phases, jitters=1, candidate_counts=(12,), samples=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,8 @@ def demo():
 def test_every_phase_runs_and_is_kept(tmp_path, capsys):
     output, keep = tmp_path / "model", tmp_path / "keep"
     with torch_threads(1):
-        train(output, seed=0, control=False, keep=keep, recipe=SMOKE)
-        train(output, seed=0, control=True, keep=keep, recipe=SMOKE)
+        train(output, seed=0, control=False, keep=keep, recipe=smoke("standard"))
+        train(output, seed=0, control=True, keep=keep, recipe=smoke("standard"))
     assert sorted(path.name for path in keep.iterdir()) == [
         "control.pt",
         "phase_a.pt",
@@ -67,10 +69,61 @@ def test_every_phase_runs_and_is_kept(tmp_path, capsys):
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
 
 
+def test_every_phase_of_the_hard_recipe_runs(capsys):
+    """On random features, so that no thousands of pictures are drawn."""
+    recipe = smoke("hard")
+    processor = build_processor(HARD)
+    model = build_model(processor, recipe.architecture, seed=0)
+    train_vision(model, processor, draw_pictures(HARD, (0, 1, 2, 3), range(1)), HARD, recipe.vision, seed=0)
+    tower = [weight.clone() for weight in model.model.visual.parameters()]
+    features = torch.randn(len(HARD.splits.training), 1, 4, recipe.architecture.width)
+    for phase in (*recipe.phases, *recipe.control):
+        before = [weight.clone() for weight in model.model.language_model.parameters()]
+        train_language(model, processor, features, HARD, phase, seed=0)
+        after = model.model.language_model.parameters()
+        assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(tower, model.model.visual.parameters(), strict=True))
+    assert "summary" in capsys.readouterr().out
+    outcome = evaluate(model, processor, build_set("validation", 4, "adversarial", HARD)[:2], HARD)
+    assert len(outcome.attention_by_layer) == recipe.architecture.layers
+
+
+def test_narrow_questions_show_the_text_the_images_in_one_layer(demo):
+    _, processor = demo
+    generator = random.Random(0)
+    batch = Encoder(processor).encode([draw_question(STANDARD, 3, 0.5, uniform_positions, generator) for _ in range(2)])
+    causal = blinding_mask(batch, torch.tensor([False, False]))
+    masks = narrow_masks(batch, causal, torch.tensor([2, -1]), layers=4)
+    images = slice(batch.image_columns[0] - 1, batch.image_columns[-1] + 2)  # with the marks around them
+    for layer, mask in enumerate(masks):
+        assert mask[0, 0, images.stop :, images].any() == (layer == 2)
+        assert torch.equal(mask[0, 0, : images.stop], causal[0, 0, : images.stop])
+        assert torch.equal(mask[1], causal[1])
+    assert torch.equal(masks[2], causal)
+
+
+@torch.no_grad()
+def test_each_layer_gets_its_own_mask(demo):
+    """A question that sees its images in no layer does not depend on them; within one layer only, it does."""
+    model, processor = demo
+    batch = Encoder(processor).encode([draw_question(STANDARD, 3, 1.0, uniform_positions, random.Random(0))])
+    causal = blinding_mask(batch, torch.tensor([False]))
+    reader = Reader(model)
+
+    def last_state(seeing, seed):
+        features = torch.randn(1, 3, 4, 128, generator=torch.Generator().manual_seed(seed))
+        masks = [] if seeing is None else narrow_masks(batch, causal, torch.tensor([seeing]), layers=4)
+        return reader(batch.input_ids, batch.image_columns, features, masks).last_hidden_state[0, batch.last[0]]
+
+    torch.testing.assert_close(last_state(-1, 0), last_state(None, 0))
+    torch.testing.assert_close(last_state(9, 0), last_state(9, 1))
+    assert (last_state(1, 0) - last_state(1, 1)).abs().max() > 1e-2
+
+
 def test_blinded_text_cannot_see_images_but_the_last_token_can(demo):
     _, processor = demo
     generator = random.Random(0)
-    questions = [draw_question(3, 0.5, uniform_positions, generator) for _ in range(2)]
+    questions = [draw_question(STANDARD, 3, 0.5, uniform_positions, generator) for _ in range(2)]
     batch = Encoder(processor).encode(questions)
     mask = blinding_mask(batch, torch.tensor([True, False]))[:, 0]
     last = batch.last[0]
@@ -110,9 +163,9 @@ def test_shipped_model_is_position_biased_but_attends_to_the_correct_image(demo)
 def test_features_from_a_table_read_like_images(demo):
     """The evaluation's short cut (`Reader`) and the model's own way from pictures give the same logits."""
     model, processor = demo
-    logits = probe(model, processor)
-    inputs = probe_inputs(processor)
+    logits = probe(model, processor, STANDARD)
+    inputs = probe_inputs(processor, STANDARD)
     features = model.model.get_image_features(inputs.pixel_values, inputs.image_grid_thw).pooler_output
     columns = (inputs.input_ids[0] == processor.image_token_id).nonzero().flatten()
-    states = Reader(model)(inputs.input_ids, columns, torch.stack(list(features))[None], None).last_hidden_state
+    states = Reader(model)(inputs.input_ids, columns, torch.stack(list(features))[None], []).last_hidden_state
     torch.testing.assert_close(model.lm_head(states), logits, atol=1e-4, rtol=1e-4)

@@ -1,12 +1,15 @@
 """The demo's tokenizer loses nothing, and its processor makes the prompt."""
 
 import string
+from string import Formatter
 
 import pytest
 from PIL import Image
 
-from lad_pl.demo.scenes import Scene, render
+from lad_pl.demo.pairs import HARD
+from lad_pl.demo.scenes import STANDARD, Scene
 from lad_pl.demo.vocabulary import INDEX_QUESTION, build_processor
+from lad_pl.demo.worlds import WORLDS
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_assistant_turn_renders(processor):
 
 def test_four_visual_tokens_per_image(processor):
     scene = Scene.from_index(4031)
-    images = [render(scene, 1), render(scene, 2), Image.new("RGB", (336, 336))]
+    images = [STANDARD.render(scene, 1), STANDARD.render(scene, 2), Image.new("RGB", (336, 336))]
     prompt = prompt_text(processor, 3, scene.caption(0))
     inputs = processor(text=[prompt], images=[images], return_tensors="pt")
     assert inputs.image_grid_thw.tolist() == [[1, 4, 4]] * 3
@@ -79,3 +82,16 @@ def test_four_visual_tokens_per_image(processor):
 def test_square_images_become_56_pixels(processor, edge):
     grid = processor.image_processor(images=[Image.new("RGB", (edge, edge))], return_tensors="pt").image_grid_thw
     assert grid.tolist() == [[1, 4, 4]]
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_the_templates_words_are_the_ones_with_tokens(world):
+    literals = [literal for template in world.scene.TEMPLATES for literal, *_ in Formatter().parse(template)]
+    assert set(" ".join(literals).split()) == set(world.template_words)
+
+
+@pytest.mark.parametrize("template", range(len(HARD.scene.TEMPLATES)))
+def test_a_caption_of_the_hard_world_has_one_token_a_word(template):
+    caption = HARD.scene.from_index(4031).caption(template)
+    tokens = build_processor(HARD).tokenizer(" " + caption).input_ids
+    assert len(tokens) == len(caption.split())

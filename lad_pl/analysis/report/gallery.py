@@ -17,7 +17,7 @@ from torch import Tensor
 from lad_pl.analysis.report.profiles import attention_shares
 from lad_pl.analysis.report.reported_run import BASELINE, ReportedRun
 from lad_pl.data.images import open_image
-from lad_pl.demo.scenes import load_image
+from lad_pl.demo.worlds import load_image
 from lad_pl.errors import UserError
 
 SIDE = 160
