@@ -60,7 +60,7 @@ class Readout:
         Raises:
             UserError: ``settings.rows`` asks for attention that was not read, or as the function itself.
         """
-        if "layers" in self.depends_on:  # it reads attention
+        if settings.rows != "last" and "layers" in self.depends_on:  # it reads attention
             evidence, calibration = evidence.of_rows(settings.rows), calibration.of_rows(settings.rows)
         return self.function(evidence, calibration, settings)
 
