@@ -181,8 +181,11 @@ def test_every_readout_finds_a_strong_signal(recipe: str, n: int) -> None:
         "agd_head",
         "head_information_label_free",
         "agd_head_label_free",
+        "head_top",
+        "head_top_label_free",
     }
-    for name in ("head_information", "agd_head", "head_information_label_free", "agd_head_label_free"):
+    heads = ("head_information", "agd_head", "head_top")
+    for name in (*heads, *(f"{name}_label_free" for name in heads)):
         assert hits[name] >= 0.95 * len(evidence["targets"]), name
 
 
