@@ -72,7 +72,7 @@ def test_the_hard_model_answers_by_position_and_above_chance(hard: dict[str, dic
 
 
 def test_the_hard_demo_leaves_room_above_agd(hard: dict[str, dict]) -> None:
-    assert 0.6 < hard["agd"]["accuracy"] < 0.9
+    assert hard["vanilla"]["accuracy"] + 0.1 < hard["agd"]["accuracy"] < 0.95
 
 
 @pytest.mark.parametrize("config", SHIPPED, ids=[path.stem for path in SHIPPED])

@@ -75,7 +75,7 @@ class Question:
 def draw_scenes(world: World, candidates: int, altered_share: float, generator: random.Random) -> list[Combination]:
     """N distinct training scenes: any or, with this probability, one scene altered 1, 2 or 3 times."""
     scene, training = world.scene, world.splits.training
-    if generator.random() >= altered_share:
+    if generator.random() < 1.0 - altered_share:
         return [scene.from_index(index) for index in generator.sample(training, candidates)]
     centre = scene.from_index(generator.choice(training))
     distance = generator.choice((1, 2, 3))

@@ -34,25 +34,13 @@ class Recipe:
         return (*self.phases[:-1], control(self.phases[-1]))
 
 
-_LAYERS = (2, 3, 4)
-"""Where the hard model learns to find the image: after the layers that gather the text, before the last."""
 RECIPES = {
     "standard": Recipe(),
     "hard": Recipe(
         world=HARD,
         architecture=Architecture(layers=6),
         vision=VisionRecipe(steps=600),
-        phases=(
-            replace(
-                PHASE_A,
-                summary_weight=1.0,
-                learning_rate=1.2e-3,
-                narrow_share=0.4,
-                retrieval_layers=_LAYERS,
-                altered_share=0.3,
-            ),
-            replace(PHASE_B, steps=300, narrow_share=0.4, retrieval_layers=_LAYERS),
-        ),
+        phases=(PHASE_A, replace(PHASE_B, steps=300)),
         jitters=3,
     ),
 }
