@@ -273,6 +273,14 @@ def _write_sweep(run: Path, baseline: float) -> None:
     (run / "sweep" / "sweep.csv").write_text("\n".join([header, *rows]))
 
 
+def test_a_sweep_without_a_row_is_no_failure(small_run):
+    _write_sweep(small_run, 0.5)
+    path = small_run / "sweep" / "sweep.csv"
+    path.write_text(path.read_text().splitlines()[0])
+    (table,) = ablation_section(read_run(small_run)).tables
+    assert list(table.rows) == []
+
+
 def test_a_sweep_is_shown_draws_averaged_best_first(small_run):
     run = read_run(small_run)
     _write_sweep(small_run, run.metrics["vanilla"]["accuracy"])

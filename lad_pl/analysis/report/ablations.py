@@ -25,6 +25,8 @@ _FACTORS = {
     "head_score": "by",
     "num_calibration": "calibrated on",
 }
+_NEW = ("top_heads", "head_score")
+"""Columns that sweeps of earlier versions lack."""
 _METRICS = {"accuracy": "accuracy", "accuracy_std": "std", "rstd": "RStd", "consistency": "consistency"}
 Row = Mapping[str, str]
 
@@ -63,8 +65,8 @@ def _fits(rows: Sequence[Row], run: ReportedRun) -> bool:
 
 def _best_settings(rows: Sequence[Row]) -> Table:
     """The settings with the highest accuracy, each the mean over its calibration subsets."""
-    # Sweeps of earlier versions have fewer columns.
-    factors = {name: label for name, label in _FACTORS.items() if name in ("readout", "recipe") or name in rows[0]}
+    there = set(rows[0]) if rows else set()
+    factors = {name: label for name, label in _FACTORS.items() if name in there or name not in _NEW}
     subsets: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         subsets.setdefault(tuple(row[factor] for factor in factors), []).append(row)
