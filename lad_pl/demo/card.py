@@ -127,7 +127,7 @@ python -m lad_pl.demo.train --output DIR --seed {seed} --recipe hard --control
 ```
 
 That several layers find the picture was the aim, and was not reached. The text of a share of the questions saw the
-pictures in one layer only, drawn at random (`narrow_share`): throughout phase A, the answers were at chance when it
+pictures in one layer only, drawn at random: throughout phase A, the answers were at chance when it
 ended; in a phase of its own after it, attention and answers became much worse; in phase B, layer 1 still did nearly
 all of it, with worse answers. So none of these is in the recipe, and one layer finds the picture, as in `demo-vlm`.
 

@@ -94,7 +94,7 @@ def _read(reader: Reader, encoder: Encoder, captions: list[str], features: Tenso
     padding = encoder.tokenizer.pad_token_id
     input_ids = torch.tensor([[*row, digits[1], *[padding] * (width - 1 - len(row))] for row in rows])
     columns = (input_ids[0] == encoder.image_id).nonzero().flatten()
-    output = reader(input_ids, columns, features, [], output_attentions=True)
+    output = reader(input_ids, columns, features, None, output_attentions=True)
     batch, last = torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])
     masses = torch.stack([layer.mean(dim=1)[batch, last][:, columns] for layer in output.attentions], dim=1)
     masses = masses.unflatten(-1, (candidates, TOKENS_PER_IMAGE)).sum(dim=-1)

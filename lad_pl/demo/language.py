@@ -7,13 +7,11 @@ of its position, which causes the bias. Attention is never a target of the loss.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
@@ -51,11 +49,6 @@ class LanguageRecipe:
     """Weight of the summary loss: the last prompt token has to predict the caption's words."""
     learning_rate: float
     batch_size: int = 48
-    narrow_share: float = 0.0
-    """Share of questions whose text can see the images in a single layer only, one of `retrieval_layers`."""
-    retrieval_layers: tuple[int, ...] = ()
-    altered_share: float = 0.5
-    """Share of questions over images that differ little; the others are over any images."""
 
 
 # Without the summary loss and the blinding, the caption's own tokens retrieve the image and the last prompt
@@ -109,41 +102,24 @@ class Reader:
         input_ids: Tensor,
         image_columns: Tensor,
         features: Tensor,
-        masks: list[Tensor],
+        mask: Tensor | None,
         **outputs: bool,
     ) -> Any:
         """Run the decoder on prompts [B, S] whose image columns hold `features` [B, N, 4, width].
 
-        `masks` has for each layer bool [B, 1, S, S], True where a query sees a key; empty is causal. `outputs`
-        enables further outputs of the decoder, such as `output_attentions=True`.
+        `mask` is bool [B, 1, S, S], True where a query sees a key; None is causal. `outputs` enables further
+        outputs of the decoder, such as `output_attentions=True`.
         """
         embeddings = self.decoder.embed_tokens(input_ids)
         columns = image_columns[None, :, None].expand(len(input_ids), -1, embeddings.shape[-1])
         embeddings = embeddings.scatter(1, columns, features.flatten(1, 2).to(embeddings.dtype))
-        with layer_masks(self.decoder.layers, masks):
-            return self.decoder(
-                inputs_embeds=embeddings,
-                position_ids=self.positions(input_ids, image_columns),
-                attention_mask=None,
-                use_cache=False,
-                **outputs,
-            )
-
-
-@contextmanager
-def layer_masks(layers: nn.ModuleList, masks: list[Tensor]) -> Iterator[None]:
-    """Give each decoder layer an attention mask of its own within the block; none if there are no masks."""
-
-    def replaced(mask: Tensor) -> Any:
-        return lambda module, args, kwargs: (args, {**kwargs, "attention_mask": mask})
-
-    pairs = zip(layers, masks, strict=True) if masks else ()
-    handles = [layer.register_forward_pre_hook(replaced(mask), with_kwargs=True) for layer, mask in pairs]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return self.decoder(
+            inputs_embeds=embeddings,
+            position_ids=self.positions(input_ids, image_columns),
+            attention_mask=mask,
+            use_cache=False,
+            **outputs,
+        )
 
 
 def blinding_mask(batch: QuestionBatch, blind: Tensor) -> Tensor:
@@ -160,29 +136,17 @@ def blinding_mask(batch: QuestionBatch, blind: Tensor) -> Tensor:
     return (causal & ~hidden)[:, None]
 
 
-def narrow_masks(batch: QuestionBatch, mask: Tensor, seeing: Tensor, layers: int) -> list[Tensor]:
-    """A mask for each layer: the text sees the images in layer `seeing` [B] only, or in all where that is -1.
-
-    The images are hidden with the marks around them, whose states could hold what the image shows.
-    """
-    columns = torch.arange(batch.input_ids.shape[1])
-    first, last = batch.image_columns[0] - 1, batch.image_columns[-1] + 1
-    crossing = (columns > last)[:, None] & ((columns >= first) & (columns <= last))[None, :]  # [S, S]
-    blind = [(seeing >= 0) & (seeing != layer) for layer in range(layers)]
-    return [mask & ~(of_layer[:, None, None, None] & crossing) for of_layer in blind]
-
-
 def language_loss(
     reader: Reader,
     batch: QuestionBatch,
     features: Tensor,
-    masks: list[Tensor],
+    mask: Tensor,
     summary_weight: float,
     processor: Qwen2_5_VLProcessor,
     world: World,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss, and its parts in nats: answer, caption and, if its weight is positive, summary."""
-    output = reader(batch.input_ids, batch.image_columns, features, masks, output_hidden_states=summary_weight > 0)
+    output = reader(batch.input_ids, batch.image_columns, features, mask, output_hidden_states=summary_weight > 0)
     logits = reader.model.lm_head(output.last_hidden_state).flatten(0, 1)
     parts = {
         "answer": F.cross_entropy(logits, batch.answer_labels.flatten()),
@@ -214,27 +178,19 @@ def train_language(
     for step in range(recipe.steps):
         candidates = generator.randint(recipe.fewest_images, recipe.most_images)
         questions = [
-            draw_question(world, candidates, recipe.index_share, recipe.weights, generator, recipe.altered_share)
+            draw_question(world, candidates, recipe.index_share, recipe.weights, generator)
             for _ in range(recipe.batch_size)
         ]
         shown = torch.tensor([[rank[scene.index] for scene in question.scenes] for question in questions])
         jitters = torch.tensor([[generator.randrange(features.shape[1]) for _ in row] for row in shown])
         batch = encoder.encode(questions)
         blind = torch.tensor([generator.random() < recipe.blind_share for _ in questions])
-        masks = [blinding_mask(batch, blind)] * len(reader.decoder.layers)
-        if recipe.narrow_share:
-            seeing = [draw_layer(recipe, generator) for _ in questions]
-            masks = narrow_masks(batch, masks[0], torch.tensor(seeing), len(masks))
+        mask = blinding_mask(batch, blind)
         shown_features = features[shown, jitters]
-        loss, parts = language_loss(reader, batch, shown_features, masks, recipe.summary_weight, processor, world)
+        loss, parts = language_loss(reader, batch, shown_features, mask, recipe.summary_weight, processor, world)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(reader.decoder.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(reader.decoder.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         progress.show(step, **parts)
-
-
-def draw_layer(recipe: LanguageRecipe, generator: random.Random) -> int:
-    """The only layer in which a question's text sees the images; -1 if it sees them in all."""
-    return generator.choice(recipe.retrieval_layers) if generator.random() < recipe.narrow_share else -1

@@ -72,10 +72,10 @@ class Question:
         ]
 
 
-def draw_scenes(world: World, candidates: int, altered_share: float, generator: random.Random) -> list[Combination]:
-    """N distinct training scenes: any or, with this probability, one scene altered 1, 2 or 3 times."""
+def draw_scenes(world: World, candidates: int, generator: random.Random) -> list[Combination]:
+    """N distinct training scenes: half the time any, else one scene altered 1, 2 or 3 times."""
     scene, training = world.scene, world.splits.training
-    if generator.random() < 1.0 - altered_share:
+    if generator.random() < 0.5:
         return [scene.from_index(index) for index in generator.sample(training, candidates)]
     centre = scene.from_index(generator.choice(training))
     distance = generator.choice((1, 2, 3))
@@ -88,15 +88,10 @@ def draw_scenes(world: World, candidates: int, altered_share: float, generator: 
 
 
 def draw_question(
-    world: World,
-    candidates: int,
-    index_share: float,
-    weights: PositionWeights,
-    generator: random.Random,
-    altered_share: float = 0.5,
+    world: World, candidates: int, index_share: float, weights: PositionWeights, generator: random.Random
 ) -> Question:
     """A question over N images; the target of a content question has a uniform position."""
-    scenes = draw_scenes(world, candidates, altered_share, generator)
+    scenes = draw_scenes(world, candidates, generator)
     template = generator.randrange(len(world.scene.TEMPLATES))
     if generator.random() >= index_share:
         target = generator.randrange(candidates)

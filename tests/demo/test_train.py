@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lad_pl.demo.architecture import build_model
 from lad_pl.demo.evaluation import evaluate
-from lad_pl.demo.language import Reader, blinding_mask, narrow_masks, train_language
+from lad_pl.demo.language import Reader, blinding_mask, train_language
 from lad_pl.demo.pairs import HARD
 from lad_pl.demo.questions import Encoder, draw_question, skewed_positions, uniform_positions
 from lad_pl.demo.recipes import RECIPES
@@ -88,38 +88,6 @@ def test_every_phase_of_the_hard_recipe_runs(capsys):
     assert len(outcome.attention_by_layer) == recipe.architecture.layers
 
 
-def test_narrow_questions_show_the_text_the_images_in_one_layer(demo):
-    _, processor = demo
-    generator = random.Random(0)
-    batch = Encoder(processor).encode([draw_question(STANDARD, 3, 0.5, uniform_positions, generator) for _ in range(2)])
-    causal = blinding_mask(batch, torch.tensor([False, False]))
-    masks = narrow_masks(batch, causal, torch.tensor([2, -1]), layers=4)
-    images = slice(batch.image_columns[0] - 1, batch.image_columns[-1] + 2)  # with the marks around them
-    for layer, mask in enumerate(masks):
-        assert mask[0, 0, images.stop :, images].any() == (layer == 2)
-        assert torch.equal(mask[0, 0, : images.stop], causal[0, 0, : images.stop])
-        assert torch.equal(mask[1], causal[1])
-    assert torch.equal(masks[2], causal)
-
-
-@torch.no_grad()
-def test_each_layer_gets_its_own_mask(demo):
-    """A question that sees its images in no layer does not depend on them; within one layer only, it does."""
-    model, processor = demo
-    batch = Encoder(processor).encode([draw_question(STANDARD, 3, 1.0, uniform_positions, random.Random(0))])
-    causal = blinding_mask(batch, torch.tensor([False]))
-    reader = Reader(model)
-
-    def last_state(seeing, seed):
-        features = torch.randn(1, 3, 4, 128, generator=torch.Generator().manual_seed(seed))
-        masks = [] if seeing is None else narrow_masks(batch, causal, torch.tensor([seeing]), layers=4)
-        return reader(batch.input_ids, batch.image_columns, features, masks).last_hidden_state[0, batch.last[0]]
-
-    torch.testing.assert_close(last_state(-1, 0), last_state(None, 0))
-    torch.testing.assert_close(last_state(9, 0), last_state(9, 1))
-    assert (last_state(1, 0) - last_state(1, 1)).abs().max() > 1e-2
-
-
 def test_blinded_text_cannot_see_images_but_the_last_token_can(demo):
     _, processor = demo
     generator = random.Random(0)
@@ -167,5 +135,5 @@ def test_features_from_a_table_read_like_images(demo):
     inputs = probe_inputs(processor, STANDARD)
     features = model.model.get_image_features(inputs.pixel_values, inputs.image_grid_thw).pooler_output
     columns = (inputs.input_ids[0] == processor.image_token_id).nonzero().flatten()
-    states = Reader(model)(inputs.input_ids, columns, torch.stack(list(features))[None], []).last_hidden_state
+    states = Reader(model)(inputs.input_ids, columns, torch.stack(list(features))[None], None).last_hidden_state
     torch.testing.assert_close(model.lm_head(states), logits, atol=1e-4, rtol=1e-4)
